@@ -1,0 +1,246 @@
+"""What each command takes: one dataclass a command, its fields the command's arguments.
+
+Importing this module loads no heavy library, so that `ct2mri COMMAND --help` answers at once. The same
+dataclasses are the arguments of the Python functions behind the commands.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Orientation = Literal["axial", "coronal", "sagittal"]
+Split = Literal["train", "validation", "test"]
+Sampler = Literal["ddpm", "ddim", "dpm-solver++", "unipc", "renoise"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+
+
+def argument(text: str, default: Any = ..., *, flags: tuple[str, ...] = (), positional: bool = False) -> Any:
+    """A dataclass field that is also a command-line argument.
+
+    Args:
+        text: the help text.
+        default: the default value; without one the argument is required.
+        flags: further flags, e.g. `("-o",)`.
+        positional: whether the argument is given by its place, without a flag.
+    """
+    metadata = {"help": text, "flags": flags, "positional": positional}
+    if default is ...:
+        return field(metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class PhantomOptions:
+    """Draw digital phantoms: paired CT and T1-weighted MR with random anatomy."""
+
+    output_dir: Path = argument("folder to write patient folders into", positional=True)
+    cases: int = argument("number of patients", 20)
+    anatomy: Literal["head", "pelvis"] = argument("part of the body", "head")
+    spacing: float | None = argument("voxel edge in mm; without it random per case", None)
+    seed: int = argument("seed of the anatomy", 0)
+    labels: bool = argument("also write each patient's tissue map", False)
+
+
+@dataclass(kw_only=True)
+class PrepareOptions:
+    """Turn raw pairs of volumes into a prepared data set and its plan."""
+
+    raw: Path = argument("folder of raw data, one folder a patient", positional=True)
+    dataset: Path = argument("folder to write the prepared data set into", positional=True)
+    layout: Literal["auto", "pairs", "slices"] = argument(
+        "how the raw folder is laid out: `pairs` patient/ct.*, mr.*, [mask.*]; `slices` patient/ct_*.png, mr_*.png",
+        "auto",
+    )
+    plan: Path | None = argument("a plan.json to follow instead of deciding one", None)
+    anatomy: str | None = argument("name of the anatomy, kept in the plan (e.g. head, pelvis)", None)
+    spacing: list[float] | None = argument("target voxel spacing in mm, three numbers; default: the median", None)
+    windows: list[list[float]] | None = argument(
+        "source windows, e.g. [[-1024,3000],[-160,240]]; each becomes a condition channel", None
+    )
+    target_percentile: float = argument("percentile of the target inside the mask that maps to 1", 99.5)
+    validation_fraction: float = argument("share of the patients for validation", 0.15)
+    test_fraction: float = argument("share of the patients held out for the test", 0.15)
+    splits: Path | None = argument("JSON file with patient identifiers under train, validation, test", None)
+    seed: int = argument("seed of the split", 0)
+
+
+@dataclass(kw_only=True)
+class TrainOptions:
+    """What every training stage takes."""
+
+    data: Path = argument("a prepared data set")
+    output_dir: Path = argument("folder of the run")
+    resume: Literal["auto", "never"] = argument("`auto` goes on from the last checkpoint of the run folder", "auto")
+    init: str | None = argument("a pipeline folder (or owner/name) whose weights to start from", None)
+    seed: int = argument("seed of weights, order, noise and augmentation", 0)
+    max_steps: int = argument("optimiser steps", 100_000)
+    batch_size: int = argument("items a step and process", 16)
+    accumulate: int = argument("batches whose gradients are added up before a step", 1)
+    learning_rate: float = argument("peak learning rate of AdamW", 2e-4)
+    weight_decay: float = argument("weight decay of AdamW", 1e-4)
+    warmup_steps: int = argument("steps over which the learning rate rises", 500)
+    decay: Literal["constant", "cosine"] = argument("learning rate after the warm-up", "cosine")
+    gradient_clip: float = argument("largest norm of the gradient", 1.0)
+    ema_decay: float = argument("decay of the weight average (0: no averaging)", 0.999)
+    validate_every: int = argument("steps between validations, each followed by a checkpoint", 1000)
+    validation_cases: int = argument("cases in each validation", 8)
+    precision: Literal["auto", "32", "bf16"] = argument("`auto` takes bf16 where the hardware has it", "auto")
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    workers: int = argument("processes that load data (0: none beside the training)", 0)
+    gradient_checkpointing: bool = argument("trade time for memory", False)
+    flips: bool = argument("mirror left-right at random", True)
+
+
+@dataclass(kw_only=True)
+class UNetOptions:
+    """The size of a scalable U-Net."""
+
+    base_channels: int = argument("width of the first level", 32)
+    channel_multipliers: list[int] = argument("width of each level in units of the first", [1, 2, 4, 8, 8])
+    attention_levels: list[int] = argument("levels with self-attention, counted from 0", [3, 4])
+    num_res_blocks: int = argument("residual blocks a level", 1)
+    norm_num_groups: int = argument("groups of the group normalisation", 32)
+    num_heads: int = argument("attention heads", 4)
+
+
+@dataclass(kw_only=True)
+class NoiseOptions:
+    """The diffusion process that a network is trained for."""
+
+    num_train_timesteps: int = argument("timesteps of the noise schedule", 1000)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = argument("noise schedule", "linear")
+    beta_start: float = argument("first beta", 1e-4)
+    beta_end: float = argument("last beta", 0.02)
+    prediction_type: PredictionType = argument("what the network predicts", "v_prediction")
+    zero_terminal_snr: bool = argument("rescale the schedule so that the last timestep is pure noise", True)
+    last_timestep_input: Literal["zero", "noise"] = argument(
+        "what the network is shown at the last timestep, where the noisy sample says nothing", "zero"
+    )
+    last_timestep_share: float = argument("share of each training batch held at the last timestep", 0.25)
+    loss: Literal["mse", "l1", "double"] = argument("loss before the last timestep (there: L1 where mse)", "mse")
+    sampler: Sampler = argument("sampler used after training unless another is asked for", "ddim")
+    num_inference_steps: int = argument("sampling steps used after training unless others are asked for", 1)
+
+
+@dataclass(kw_only=True)
+class TrainVqvaeOptions(TrainOptions):
+    """Train the VQ-VAE whose latent space the 3D stage works in."""
+
+    batch_size: int = argument("items a step and process", 2)
+    max_steps: int = argument("optimiser steps", 50_000)
+    crop_size: list[int] = argument("voxels of a training crop along i, j, k", [96, 96, 96])
+    hidden_channels: list[int] = argument("widths of the two strided convolutions", [128, 256])
+    num_res_blocks: int = argument("residual layers on each side", 6)
+    embedding_dim: int = argument("latent channels", 8)
+    num_embeddings: int = argument("codes in the codebook", 512)
+    commitment_cost: float = argument("weight of the commitment term", 0.25)
+    codebook_update: Literal["gradient", "ema"] = argument("how the codebook learns", "ema")
+    latent_activation: bool = argument("LeakyReLU before the codebook, as published", False)
+
+
+@dataclass(kw_only=True)
+class TrainSlicesOptions(TrainOptions, UNetOptions, NoiseOptions):
+    """Train the 2D diffusion model (2D-SDM) that draws target slices from source slices."""
+
+    crop_size: int | None = argument("longest edge of a training crop in pixels; none: whole slices", None)
+    orientations: list[Orientation] = argument(
+        "slice orientations to train on", ["axial", "coronal", "sagittal"]
+    )
+    draft_orientations: list[Orientation] = argument("orientations that a draft is averaged over", ["axial"])
+    folds: int = argument(
+        "models trained beside the main one, each on all but its share of the training patients, "
+        "so that training cases are drafted by a model that has not seen them (0: none)",
+        2,
+    )
+
+
+@dataclass(kw_only=True)
+class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
+    """Train the 3D latent diffusion model (3D-SLDM) that refines drafts."""
+
+    vqvae: Path = argument("run folder of `train vqvae`")
+    batch_size: int = argument("items a step and process", 2)
+    base_channels: int = argument("width of the first level", 64)
+    crop_size: list[int] | None = argument("voxels of a training crop along i, j, k; none: whole volumes", None)
+    condition: list[Literal["draft", "source"]] = argument("what is encoded as condition", ["draft"])
+
+
+@dataclass(kw_only=True)
+class DraftOptions:
+    """Draw the 2D model's target volumes for every case of a data set: the input of the 3D stage."""
+
+    data: Path = argument("a prepared data set")
+    model: Path = argument("run folder of `train slices`")
+    steps: int | None = argument("sampling steps; default: the model's own", None)
+    sampler: Sampler | None = argument("sampler; default: the model's own", None)
+    seed: int = argument("seed of the noise", 0)
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    allow_seen: bool = argument("let the main model draft cases it was trained on, where there are no folds", False)
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Put trained stages together into one pipeline folder."""
+
+    output: Path = argument("pipeline folder to write", flags=("-o",))
+    slices: Path | None = argument("run folder of `train slices`", None)
+    vqvae: Path | None = argument("run folder of `train vqvae`", None)
+    latents: Path | None = argument("run folder of `train latents`", None)
+    name: str | None = argument("name of the model, shown on its results", None)
+
+
+@dataclass(kw_only=True)
+class TranslateOptions:
+    """Translate a CT, a folder of CTs, or the held-out cases of a data set into MR volumes."""
+
+    input: Path | None = argument("a CT file, a DICOM folder, or a folder of CTs", None, positional=True)
+    output: Path = argument("file to write, or folder for several", flags=("-o",))
+    data: Path | None = argument("a prepared data set, instead of an input", None)
+    split: Split = argument("which cases of the data set", "test")
+    model: str | None = argument("a pipeline folder or owner/name; default: the starter model", None)
+    plan: Path | None = argument("a plan.json that replaces the model's own", None)
+    mask: Path | None = argument("body mask to use instead of the one found by threshold", None)
+    steps: int | None = argument("sampling steps of the last stage; default: the model's own", None)
+    sampler: Sampler | None = argument("sampler of the last stage; default: the model's own", None)
+    seed: int = argument("seed of the noise", 0)
+    samples: int = argument("samples to average", 1)
+    uncertainty: Path | None = argument("file for the spread over the samples", None)
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    batch_size: int = argument("slices that go through the network together", 16)
+    overwrite: bool = argument("write results again that are there already", False)
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions:
+    """Compare predicted volumes with real ones."""
+
+    predictions: Path = argument("a volume, or a folder of volumes named by case", positional=True)
+    targets: Path | None = argument("a volume, or a folder of volumes named by case", None, positional=True)
+    output: Path | None = argument("folder to write the report into", None, flags=("-o",))
+    masks: Path | None = argument("a mask, or a folder of masks named by case", None)
+    data: Path | None = argument("a prepared data set, instead of targets", None)
+    split: Split = argument("which cases of the data set", "test")
+
+
+@dataclass(kw_only=True)
+class ImportPublishedOptions:
+    """Turn the authors' published checkpoints into a pipeline folder."""
+
+    output: Path = argument("pipeline folder to write", flags=("-o",))
+    slices: Path | None = argument("checkpoint of the 2D-SDM", None)
+    vqvae: Path | None = argument("checkpoint of the VQ-VAE", None)
+    latents: Path | None = argument("checkpoint of the 3D-SLDM", None)
+    hub: str | None = argument("fetch the checkpoints from this Hugging Face repository (owner/name)", None)
+    anatomy: Literal["brain", "pelvis"] = argument("what the checkpoints were trained on", "brain")
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Translate a phantom CT that the starter model has never seen, and your own CT where you give one."""
+
+    ct: Path | None = argument("your own CT", None, positional=True)
+    output: Path = argument("folder for volumes, picture sheets and numbers", Path("ct2mri-demo"), flags=("-o",))
+    seed: int = argument("seed of the phantom and the noise", 0)
+    device: str = argument("auto, cpu, cuda or mps", "auto")
