@@ -1,0 +1,1 @@
+"""Files, geometry and intensities; no networks."""
