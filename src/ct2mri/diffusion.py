@@ -1,0 +1,367 @@
+"""The diffusion process: noise settings, training target and loss, and the one sampling loop.
+
+Notation, after Ho et al. (DDPM, 2020) and Salimans & Ho (progressive distillation, 2022):
+
+| here | there |
+|---|---|
+| `original_sample` | x_0 |
+| `noise` | ε |
+| `alphas_cumprod[t]` | ᾱ_t |
+| `sample` at `timestep` t | x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε |
+| `v_prediction` | v = √ᾱ_t · ε − √(1 − ᾱ_t) · x_0 |
+
+The default is v-prediction with zero terminal signal-to-noise ratio and trailing timesteps (Lin et al.,
+2024), so that sampling starts from what the network was trained on. At the last timestep x_t says nothing
+about x_0: the network is shown zeros there and learns the mean (or, with L1, the median) of x_0 given the
+condition. One sampling step is therefore a plain regression estimate.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from ct2mri.errors import RequestError
+from ct2mri.options import NoiseOptions, PredictionType, Sampler
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Literal["mse", "l1", "double"]
+
+STOCHASTIC_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "renoise")
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """What a network must know of the diffusion process it was trained for.
+
+    Raises:
+        RequestError: the settings contradict one another.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction_type: PredictionType = "v_prediction"
+    zero_terminal_snr: bool = True
+    last_timestep_input: Literal["zero", "noise"] = "zero"
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise RequestError(
+                "Zero terminal SNR with prediction_type epsilon gives non-finite numbers, since pure noise "
+                "tells nothing of the image; choose v_prediction or sample, or zero_terminal_snr false."
+            )
+        if self.last_timestep_input == "zero" and not self.zero_terminal_snr:
+            raise RequestError(
+                "last_timestep_input zero needs zero_terminal_snr true, since otherwise the last timestep "
+                "still holds some of the image; choose last_timestep_input noise."
+            )
+
+    @classmethod
+    def from_options(cls, options: NoiseOptions) -> "NoiseSettings":
+        """The settings among a training stage's options."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "NoiseSettings":
+        """Read what `to_dict` wrote."""
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise RequestError(f"These noise settings cannot be read: {error}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    @property
+    def last_timestep(self) -> int:
+        """The noisiest timestep."""
+        return self.num_train_timesteps - 1
+
+
+@lru_cache(maxsize=8)
+def alphas_cumprod(settings: NoiseSettings) -> Tensor:
+    """ᾱ of every timestep, shape (num_train_timesteps,), float32, on the CPU."""
+    alphas: Tensor = DDPMScheduler(
+        num_train_timesteps=settings.num_train_timesteps,
+        beta_schedule=settings.beta_schedule,
+        beta_start=settings.beta_start,
+        beta_end=settings.beta_end,
+        rescale_betas_zero_snr=settings.zero_terminal_snr,
+    ).alphas_cumprod
+    return alphas
+
+
+def _levels(timestep: Tensor, settings: NoiseSettings, like: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ_t and √(1 − ᾱ_t) per item, shaped to multiply `like`."""
+    alphas = alphas_cumprod(settings).to(like.device)[timestep.to(like.device)]
+    alphas = alphas.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
+    return alphas.sqrt(), (1 - alphas).sqrt()
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def draw_timesteps(
+    batch_size: int, settings: NoiseSettings, last_timestep_share: float, generator: torch.Generator
+) -> Tensor:
+    """Draw a training batch's timesteps, shape (batch_size,), int64, on the CPU.
+
+    Each item is at the last timestep with probability `last_timestep_share`, else uniform over all: with
+    uniform draws alone only one item in `num_train_timesteps` would teach the first sampling step, which
+    matters most when steps are few.
+    """
+    uniform = torch.randint(0, settings.num_train_timesteps, (batch_size,), generator=generator)
+    at_last = torch.rand(batch_size, generator=generator) < last_timestep_share
+    return torch.where(at_last, settings.last_timestep, uniform)
+
+
+def _network_input(sample: Tensor, timestep: Tensor, settings: NoiseSettings) -> Tensor:
+    """The noisy sample as the network sees it: zeros at the last timestep where the settings say so."""
+    if settings.last_timestep_input == "noise":
+        return sample
+    blind = (timestep == settings.last_timestep).to(sample.device).reshape(-1, *[1] * (sample.ndim - 1))
+    return sample.masked_fill(blind, 0)
+
+
+def noisy_sample(
+    original_sample: Tensor, noise: Tensor, timestep: Tensor, settings: NoiseSettings
+) -> tuple[Tensor, Tensor]:
+    """Add noise (DDPM eq. 4) and say what the network should answer.
+
+    Args:
+        original_sample: clean images or latents, (B, C, *spatial).
+        noise: standard normal, the same shape.
+        timestep: int64, (B,).
+        settings: the diffusion process.
+
+    Returns:
+        The network's `sample` input and its training target, both (B, C, *spatial).
+    """
+    signal, spread = _levels(timestep, settings, original_sample)
+    sample = signal * original_sample + spread * noise
+    target = {
+        "epsilon": lambda: noise,
+        "sample": lambda: original_sample,
+        "v_prediction": lambda: signal * noise - spread * original_sample,
+    }[settings.prediction_type]()
+    return _network_input(sample, timestep, settings), target
+
+
+def predicted_original(
+    model_output: Tensor, sample: Tensor, timestep: Tensor, settings: NoiseSettings
+) -> Tensor:
+    """x_0 as the network's output implies it; all (B, C, *spatial), timestep (B,).
+
+    `sample` is x_t itself, also at a last timestep at which the network was shown zeros.
+    """
+    signal, spread = _levels(timestep, settings, sample)
+    if settings.prediction_type == "epsilon":
+        return (sample - spread * model_output) / signal
+    if settings.prediction_type == "sample":
+        return model_output
+    return signal * sample - spread * model_output
+
+
+def double_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The published 3D loss per item, (B,): 0.8 · L1 + 0.2 · MSE of neighbouring-slice differences.
+
+    Slices lie along the first spatial axis; the squared differences of the D − 1 neighbours are divided by
+    the elements of all D slices, as published.
+    """
+    weight = torch.ones_like(target) if weight is None else weight.expand_as(target)
+    axes = tuple(range(1, target.ndim))
+    elements = weight.sum(axes).clamp(min=1)
+    level = (weight * (prediction - target).abs()).sum(axes) / elements
+    change = (prediction - target).diff(dim=2) ** 2
+    both = weight[:, :, 1:] * weight[:, :, :-1]
+    return 0.8 * level + 0.2 * (both * change).sum(axes) / elements
+
+
+def diffusion_loss(
+    model_output: Tensor,
+    training_target: Tensor,
+    timestep: Tensor,
+    settings: NoiseSettings,
+    loss: Loss = "mse",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The training loss, a scalar.
+
+    Args:
+        model_output: (B, C, *spatial).
+        training_target: the same shape, from `noisy_sample`.
+        timestep: (B,).
+        settings: the diffusion process.
+        loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
+            are compared by L1: their best answer is an estimate, and the median is the sharper one.
+        weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
+    """
+    weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
+    axes = tuple(range(1, training_target.ndim))
+    elements = weight.sum(axes).clamp(min=1)
+    error = model_output - training_target
+    l1 = (weight * error.abs()).sum(axes) / elements
+    if loss == "l1":
+        return l1.mean()
+    if loss == "double":
+        return double_loss(model_output, training_target, weight).mean()
+    mse = (weight * error**2).sum(axes) / elements
+    if settings.last_timestep_input == "zero":
+        mse = torch.where(timestep.to(mse.device) == settings.last_timestep, l1, mse)
+    return mse.mean()
+
+
+# --- sampling --------------------------------------------------------------------------------------------
+
+
+class SeededNoise:
+    """Standard normal noise as a pure function of (seed, stage, step, shape).
+
+    It is drawn on the CPU for a whole volume and then sliced, so that a result depends neither on the
+    device nor on how a volume's slices are batched.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, shape: tuple[int, ...], *, stage: str, step: int = -1) -> Tensor:
+        """Draw float32 noise of `shape`; step −1 is the starting noise, others the fresh noise of a step."""
+        digest = hashlib.sha256(f"{self.seed}/{stage}/{step}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return torch.randn(shape, generator=generator)
+
+
+def check_steps(num_inference_steps: int, settings: NoiseSettings) -> None:
+    """Raise RequestError unless 1 ≤ num_inference_steps ≤ num_train_timesteps."""
+    if not 1 <= num_inference_steps <= settings.num_train_timesteps:
+        raise RequestError(
+            f"Sampling takes 1 to {settings.num_train_timesteps} steps, got {num_inference_steps}; "
+            "choose a number in that range."
+        )
+
+
+def _scheduler(sampler: Sampler, settings: NoiseSettings) -> Any:
+    """The diffusers scheduler of a sampler, fed with x_0 (the loop converts what the network predicts).
+
+    DDIM and DDPM are the first-order cases of DPM-Solver++, without and with its fresh noise (Lu et al.,
+    2022, section 4); diffusers' own `DDIMScheduler` steps by whole multiples, so that its noise levels do
+    not meet the timesteps where the number of steps does not divide that of training.
+    """
+    common: dict[str, Any] = {
+        "num_train_timesteps": settings.num_train_timesteps,
+        "beta_schedule": settings.beta_schedule,
+        "beta_start": settings.beta_start,
+        "beta_end": settings.beta_end,
+        "rescale_betas_zero_snr": settings.zero_terminal_snr,
+        "prediction_type": "sample",
+        "timestep_spacing": "trailing",
+        "final_sigmas_type": "zero",
+    }
+    if sampler == "unipc":
+        return UniPCMultistepScheduler(**common)
+    order, algorithm = {
+        "ddim": (1, "dpmsolver++"),
+        "ddpm": (1, "sde-dpmsolver++"),
+        "dpm-solver++": (2, "dpmsolver++"),
+    }[sampler]
+    return DPMSolverMultistepScheduler(**common, solver_order=order, algorithm_type=algorithm)
+
+
+def renoise_timesteps(num_inference_steps: int, num_train_timesteps: int) -> list[int]:
+    """The published sampler's timesteps: few in the noisiest four fifths, the rest in the last fifth.
+
+    25 of 1000 are the published 999, 799, 599, 399, 200, 190, …, 10, 0; other numbers keep the proportion.
+    """
+    coarse = max(1, round(num_inference_steps * 4 / 25))
+    fine = num_inference_steps - coarse
+    border = num_train_timesteps / 5
+    first = [
+        num_train_timesteps - 1 - (num_train_timesteps - border) * n / coarse for n in range(coarse)
+    ]
+    last = [border * (1 - n / max(fine - 1, 1)) for n in range(fine)]
+    return [round(t) for t in first + last]
+
+
+def _renoise_step(
+    original: Tensor, previous: int, settings: NoiseSettings, fresh_noise: Callable[[], Tensor]
+) -> Tensor:
+    """Go to timestep `previous` with fresh noise and clamp to [−1, 1], as published."""
+    alpha = alphas_cumprod(settings)[previous].item()
+    sample = math.sqrt(alpha) * original
+    if previous > 0:
+        sample = sample + math.sqrt(1 - alpha) * fresh_noise()
+    return sample.clamp(-1, 1)
+
+
+@torch.inference_mode()
+def sample(
+    network: Network,
+    condition: Tensor,
+    start: Tensor,
+    settings: NoiseSettings,
+    *,
+    sampler: Sampler = "ddim",
+    num_inference_steps: int = 10,
+    step_noise: Callable[[int], Tensor] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Sample images or latents, in 2D or 3D: the one sampling loop.
+
+    Args:
+        network: called as network(sample, timestep, condition).
+        condition: (B, condition channels, *spatial).
+        start: standard normal noise, (B, C, *spatial). `renoise` starts from the first C channels of the
+            condition instead, as published.
+        settings: the process the network was trained for.
+        sampler: how to step.
+        num_inference_steps: network calls, 1 to num_train_timesteps. One call gives the network's mean
+            estimate.
+        step_noise: gives the fresh noise of step n for this batch; needed by `ddpm` and `renoise`.
+        on_step: called as on_step(step, total) after each step; raising in it stops the sampling.
+
+    Returns:
+        The samples, shaped like `start`.
+    """
+    check_steps(num_inference_steps, settings)
+    if sampler in STOCHASTIC_SAMPLERS and step_noise is None:
+        raise RequestError(f"The sampler {sampler} draws fresh noise at each step: pass step_noise.")
+
+    def fresh_noise(step: int) -> Tensor:
+        assert step_noise is not None
+        return step_noise(step).to(start)
+
+    def estimate(state: Tensor, timestep: int) -> Tensor:
+        """x_0 as the network sees it from x_t = state."""
+        timesteps = torch.full((len(state),), timestep, dtype=torch.long, device=state.device)
+        output = network(_network_input(state, timesteps, settings), timesteps, condition)
+        return predicted_original(output, state, timesteps, settings)
+
+    if sampler == "renoise":
+        state = condition[:, : start.shape[1]]
+        timesteps = renoise_timesteps(num_inference_steps, settings.num_train_timesteps)
+        for step, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
+            original = estimate(state, timestep)
+            state = _renoise_step(original, previous, settings, lambda step=step: fresh_noise(step))  # type: ignore[misc]
+            if on_step is not None:
+                on_step(step + 1, num_inference_steps)
+        return state
+
+    scheduler = _scheduler(sampler, settings)
+    scheduler.set_timesteps(num_inference_steps)
+    state = start
+    for step, timestep in enumerate(scheduler.timesteps):
+        original = estimate(state, int(timestep))
+        noise = {"variance_noise": fresh_noise(step)} if sampler == "ddpm" else {}
+        state = scheduler.step(original, timestep, state, **noise, return_dict=False)[0]
+        if on_step is not None:
+            on_step(step + 1, num_inference_steps)
+    return state
