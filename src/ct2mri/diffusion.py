@@ -284,21 +284,17 @@ def renoise_timesteps(num_inference_steps: int, num_train_timesteps: int) -> lis
     coarse = max(1, round(num_inference_steps * 4 / 25))
     fine = num_inference_steps - coarse
     border = num_train_timesteps / 5
-    first = [
-        num_train_timesteps - 1 - (num_train_timesteps - border) * n / coarse for n in range(coarse)
-    ]
+    first = [num_train_timesteps - 1 - (num_train_timesteps - border) * n / coarse for n in range(coarse)]
     last = [border * (1 - n / max(fine - 1, 1)) for n in range(fine)]
     return [round(t) for t in first + last]
 
 
-def _renoise_step(
-    original: Tensor, previous: int, settings: NoiseSettings, fresh_noise: Callable[[], Tensor]
-) -> Tensor:
-    """Go to timestep `previous` with fresh noise and clamp to [−1, 1], as published."""
+def _renoise_step(original: Tensor, previous: int, settings: NoiseSettings, noise: Tensor | None) -> Tensor:
+    """Go to timestep `previous` with fresh noise (none towards timestep 0) and clamp, as published."""
     alpha = alphas_cumprod(settings)[previous].item()
     sample = math.sqrt(alpha) * original
-    if previous > 0:
-        sample = sample + math.sqrt(1 - alpha) * fresh_noise()
+    if noise is not None:
+        sample = sample + math.sqrt(1 - alpha) * noise
     return sample.clamp(-1, 1)
 
 
@@ -349,8 +345,8 @@ def sample(
         state = condition[:, : start.shape[1]]
         timesteps = renoise_timesteps(num_inference_steps, settings.num_train_timesteps)
         for step, (timestep, previous) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
-            original = estimate(state, timestep)
-            state = _renoise_step(original, previous, settings, lambda step=step: fresh_noise(step))  # type: ignore[misc]
+            noise = fresh_noise(step) if previous > 0 else None
+            state = _renoise_step(estimate(state, timestep), previous, settings, noise)
             if on_step is not None:
                 on_step(step + 1, num_inference_steps)
         return state
@@ -360,8 +356,8 @@ def sample(
     state = start
     for step, timestep in enumerate(scheduler.timesteps):
         original = estimate(state, int(timestep))
-        noise = {"variance_noise": fresh_noise(step)} if sampler == "ddpm" else {}
-        state = scheduler.step(original, timestep, state, **noise, return_dict=False)[0]
+        extra = {"variance_noise": fresh_noise(step)} if sampler == "ddpm" else {}
+        state = scheduler.step(original, timestep, state, **extra, return_dict=False)[0]
         if on_step is not None:
             on_step(step + 1, num_inference_steps)
     return state

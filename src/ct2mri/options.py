@@ -55,7 +55,9 @@ class PrepareOptions:
     )
     plan: Path | None = argument("a plan.json to follow instead of deciding one", None)
     anatomy: str | None = argument("name of the anatomy, kept in the plan (e.g. head, pelvis)", None)
-    spacing: list[float] | None = argument("target voxel spacing in mm, three numbers; default: the median", None)
+    spacing: list[float] | None = argument(
+        "target voxel spacing in mm, three numbers; default: the median", None
+    )
     windows: list[list[float]] | None = argument(
         "source windows, e.g. [[-1024,3000],[-160,240]]; each becomes a condition channel", None
     )
@@ -72,7 +74,9 @@ class TrainOptions:
 
     data: Path = argument("a prepared data set")
     output_dir: Path = argument("folder of the run")
-    resume: Literal["auto", "never"] = argument("`auto` goes on from the last checkpoint of the run folder", "auto")
+    resume: Literal["auto", "never"] = argument(
+        "`auto` goes on from the last checkpoint of the run folder", "auto"
+    )
     init: str | None = argument("a pipeline folder (or owner/name) whose weights to start from", None)
     seed: int = argument("seed of weights, order, noise and augmentation", 0)
     max_steps: int = argument("optimiser steps", 100_000)
@@ -110,7 +114,9 @@ class NoiseOptions:
     """The diffusion process that a network is trained for."""
 
     num_train_timesteps: int = argument("timesteps of the noise schedule", 1000)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = argument("noise schedule", "linear")
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = argument(
+        "noise schedule", "linear"
+    )
     beta_start: float = argument("first beta", 1e-4)
     beta_end: float = argument("last beta", 0.02)
     prediction_type: PredictionType = argument("what the network predicts", "v_prediction")
@@ -119,7 +125,9 @@ class NoiseOptions:
         "what the network is shown at the last timestep, where the noisy sample says nothing", "zero"
     )
     last_timestep_share: float = argument("share of each training batch held at the last timestep", 0.25)
-    loss: Literal["mse", "l1", "double"] = argument("loss before the last timestep (there: L1 where mse)", "mse")
+    loss: Literal["mse", "l1", "double"] = argument(
+        "loss before the last timestep (there: L1 where mse)", "mse"
+    )
     sampler: Sampler = argument("sampler used after training unless another is asked for", "ddim")
     num_inference_steps: int = argument("sampling steps used after training unless others are asked for", 1)
 
@@ -163,7 +171,9 @@ class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
     vqvae: Path = argument("run folder of `train vqvae`")
     batch_size: int = argument("items a step and process", 2)
     base_channels: int = argument("width of the first level", 64)
-    crop_size: list[int] | None = argument("voxels of a training crop along i, j, k; none: whole volumes", None)
+    crop_size: list[int] | None = argument(
+        "voxels of a training crop along i, j, k; none: whole volumes", None
+    )
     condition: list[Literal["draft", "source"]] = argument("what is encoded as condition", ["draft"])
 
 
@@ -177,7 +187,9 @@ class DraftOptions:
     sampler: Sampler | None = argument("sampler; default: the model's own", None)
     seed: int = argument("seed of the noise", 0)
     device: str = argument("auto, cpu, cuda or mps", "auto")
-    allow_seen: bool = argument("let the main model draft cases it was trained on, where there are no folds", False)
+    allow_seen: bool = argument(
+        "let the main model draft cases it was trained on, where there are no folds", False
+    )
 
 
 @dataclass(kw_only=True)
@@ -241,6 +253,8 @@ class DemoOptions:
     """Translate a phantom CT that the starter model has never seen, and your own CT where you give one."""
 
     ct: Path | None = argument("your own CT", None, positional=True)
-    output: Path = argument("folder for volumes, picture sheets and numbers", Path("ct2mri-demo"), flags=("-o",))
+    output: Path = argument(
+        "folder for volumes, picture sheets and numbers", Path("ct2mri-demo"), flags=("-o",)
+    )
     seed: int = argument("seed of the phantom and the noise", 0)
     device: str = argument("auto, cpu, cuda or mps", "auto")
