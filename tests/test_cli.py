@@ -1,0 +1,124 @@
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from ct2mri.cli import COMMANDS, main, parse
+from ct2mri.errors import RequestError
+
+TRAIN = ["--data", "DATA", "--output_dir", "RUN"]
+
+
+def test_every_command_leads_to_its_work():
+    for command in COMMANDS.values():
+        module, _, function = command.work.partition(":")
+        assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_every_argument(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in fields(COMMANDS[name].takes):
+        assert field.name in text
+
+
+def test_help_loads_no_heavy_library():
+    program = (
+        "import sys\n"
+        "from ct2mri.cli import main\n"
+        "try: main(['train', 'slices', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'SimpleITK', 'nibabel', 'matplotlib', 'diffusers', 'lightning'}\n"
+        "sys.exit(','.join(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_overview_names_every_command(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert main(["train"]) == 0
+    assert "train vqvae" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ct2mri 0.")
+
+
+def one_line(capsys):
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return text
+
+
+def test_unknown_commands_are_named_with_the_nearest(capsys):
+    assert main(["tranlsate"]) == 2
+    assert "did you mean `ct2mri translate`" in one_line(capsys)
+    assert main(["train", "slice"]) == 2
+    assert "did you mean `ct2mri train slices`" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["translate", "ct.nii.gz"], "required: output"),
+        (["translate", "ct.nii.gz", "-o", "mr.nii.gz", "--steps", "few"], "--steps cannot be few"),
+        (["translate", "ct.nii.gz", "-o", "mr.nii.gz", "--stepz", "3"], "--stepz"),
+        (["translate", "--data", "D", "-o", "O", "--split", "all"], "split takes one of ['train'"),
+        (["phantom", "OUT", "--anatomy", "foot"], "anatomy"),
+        (["train", "slices", *TRAIN, "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_malformed_arguments_are_one_sentence(words, part, capsys):
+    assert main(words) == 2
+    assert part in one_line(capsys)
+
+
+def test_a_missing_file_exits_with_2_and_one_line(capsys, tmp_path):
+    assert main(["translate", str(tmp_path / "no.nii.gz"), "-o", str(tmp_path / "mr.nii.gz")]) == 2
+    assert "no.nii.gz" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_and_flags():
+    chosen = parse(
+        "prepare", ["RAW", "SET", "--spacing", "1", "1", "2", "--windows", "[[-1024,3000],[0,80]]"]
+    )
+    assert chosen.raw == Path("RAW")
+    assert chosen.spacing == [1, 1, 2]
+    assert chosen.windows == [[-1024, 3000], [0, 80]]
+    assert parse("train slices", TRAIN).flips is True
+    assert parse("train slices", [*TRAIN, "--no_flips"]).flips is False
+
+
+def test_a_config_sets_defaults_that_flags_override(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("slices: {learning_rate: 1e-3, max_steps: 7, crop_size: null, orientations: [axial]}\n")
+    chosen = parse("train slices", [*TRAIN, "--config", str(config), "--max_steps", "9"])
+    assert (chosen.learning_rate, chosen.max_steps, chosen.crop_size) == (1e-3, 9, None)
+    assert chosen.orientations == ["axial"]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("vqvae: {}", "no section `slices`"),
+        ("slices: {max_step: 3}", "did you mean max_steps"),
+        ("slices: {max_steps: many}", "max_steps takes int, got many"),
+        ("slices: [", "not valid YAML"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_sentence(content, part, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(content)
+    with pytest.raises(RequestError, match=part):
+        parse("train slices", [*TRAIN, "--config", str(config)])
