@@ -51,7 +51,7 @@ class Volume:
         array: float32, shape (i, j, k); HU for CT, arbitrary units for MR.
         affine: 4×4, float64, voxel index → RAS+ world coordinates in mm.
         metadata: facts the file told beside its voxels; known keys: `modality` ("CT", "MR"),
-            `contrast_agent` (bool), `path`.
+            `contrast_agent` (bool), `path`, `warnings` (sentences that the user should see).
 
     Raises:
         RequestError: the array has not three axes, or the affine cannot be inverted.
@@ -66,7 +66,8 @@ class Volume:
         affine = np.asarray(self.affine, dtype=np.float64)
         if array.ndim != 3 or 0 in array.shape:
             raise RequestError(
-                f"A volume needs three axes with at least one voxel each, got an array of shape {array.shape}."
+                "A volume needs three axes with at least one voxel each, "
+                f"got an array of shape {array.shape}."
             )
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise RequestError(f"An affine is a finite 4×4 matrix, got shape {affine.shape}.")

@@ -1,0 +1,313 @@
+"""DICOM series: which files make one volume, where its slices lie, which stored values are no measurement.
+
+Headers are read with pydicom, pixels (compressed ones too) with SimpleITK's GDCM reader.
+"""
+
+import shutil
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK
+from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
+from tqdm import tqdm
+
+from ct2mri.data.geometry import from_sitk
+from ct2mri.data.volume import Volume
+from ct2mri.errors import RequestError
+
+_TAGS = [
+    "SOPClassUID",
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "ContrastBolusAgent",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelRepresentation",
+    "BitsStored",
+    "BitsAllocated",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+]
+
+AIR_HU = -1024.0
+"""What padding of a CT becomes: as far below tissue as CT scanners themselves count."""
+
+_UNPACKED_LIMIT = 8 * 2**30  # bytes; some 15 000 CT slices, far more than a series
+_POSITION_TOLERANCE = 0.05  # of the slice distance
+_DRIFT_TOLERANCE = 0.25  # of a pixel, over the whole stack
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file bears the mark of DICOM (after 128 free bytes) or is named `.dcm`."""
+    if path.suffix.lower() == ".dcm":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def holds_dicom(folder: Path, *, recursive: bool) -> bool:
+    """Whether a folder has a DICOM file right inside, or (`recursive`) at any depth."""
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    return any(looks_like_dicom(path) for path in files if path.is_file() and not path.name.startswith("."))
+
+
+def unpack_zip(path: Path, folder: Path) -> list[Path]:
+    """Unpack the files of a zip into a folder under names of our own, so none can land elsewhere.
+
+    Raises:
+        RequestError: the zip is damaged, locked, or unpacks to more than a series can need.
+    """
+    files = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.infolist() if not m.is_dir()]
+            size = sum(member.file_size for member in members)
+            allowed = min(_UNPACKED_LIMIT, shutil.disk_usage(folder).free)
+            if size > allowed:
+                raise RequestError(
+                    f"{path.name} unpacks to {size / 2**30:.1f} GiB, more than the {allowed / 2**30:.1f} GiB "
+                    "allowed here; unpack it yourself and give the folder of one series."
+                )
+            for number, member in enumerate(members):
+                name = Path(member.filename).name
+                if name.startswith("."):
+                    continue
+                file = folder / f"{number:06d}{Path(name).suffix.lower()}"
+                with archive.open(member) as packed, file.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                files.append(file)
+    except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, RuntimeError, NotImplementedError) as error:
+        # RuntimeError: encrypted; NotImplementedError: a compression Python does not know
+        raise RequestError(
+            f"{path.name} cannot be unpacked (damaged, cut short or locked with a password); "
+            "make the zip again or give the folder."
+        ) from error
+    return files
+
+
+def load_dicom_files(files: list[Path], name: str) -> Volume:
+    """Read the one image series among some files.
+
+    Args:
+        files: candidates; those that are not DICOM images are passed over with a warning.
+        name: what messages call the whole.
+
+    Raises:
+        RequestError: there is no series or more than one, or its slices do not fill a regular grid.
+    """
+    series, others = _read_headers(files)
+    if not series:
+        raise RequestError(
+            f"{name} holds no DICOM image; give a folder with the slices of one series, or a volume file."
+        )
+    if len(series) > 1:
+        listing = "; ".join(_describe(slices) for slices in series.values())
+        raise RequestError(
+            f"{name} holds {len(series)} image series where one is needed: {listing}; "
+            "put the slices of one series into a folder of their own."
+        )
+    warnings = []
+    if others:
+        warnings.append(f"Passed over {others} of {len(files)} files in {name} that are not DICOM images.")
+    slices = next(iter(series.values()))
+    slices, geometry, geometry_warnings = _arrange(slices, name)
+    first = slices[0][1]
+    modality = str(first.get("Modality", "") or "")
+    agents = {str(header.get("ContrastBolusAgent", "") or "").strip().upper() for _, header in slices}
+    metadata: dict[str, Any] = {
+        "contrast_agent": bool(agents - {"", "NONE", "NO"}),
+        "warnings": warnings + geometry_warnings,
+    }
+    if modality:
+        metadata["modality"] = modality
+    image = _read_pixels([path for path, _ in slices], name)
+    image.SetSpacing(geometry["spacing"])
+    image.SetOrigin(geometry["origin"])
+    image.SetDirection(geometry["direction"])
+    volume = from_sitk(image, metadata)
+    for k, (_, header) in enumerate(slices):
+        _clear_padding(volume.array[:, :, k], header, AIR_HU if modality == "CT" else 0.0)
+    return volume
+
+
+_Slices = list[tuple[Path, pydicom.Dataset]]
+
+
+def _read_headers(files: list[Path]) -> tuple[dict[str, _Slices], int]:
+    """Image headers by series, and the number of files that are none."""
+    series: dict[str, _Slices] = defaultdict(list)
+    others = 0
+    for path in tqdm(files, desc="Reading DICOM headers", unit="file", delay=2, leave=False):
+        if not looks_like_dicom(path):
+            others += 1
+            continue
+        try:
+            # Some scanners' exports lack the mark at the beginning; then the name alone says DICOM.
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            is_image = "Rows" in header and "Columns" in header
+        except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError, AttributeError):
+            is_image = False
+        if is_image:
+            series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+        else:
+            others += 1
+    return dict(series), others
+
+
+def _describe(slices: _Slices) -> str:
+    """A series in words that do not name the patient."""
+    header = slices[0][1]
+    uid = str(header.get("SeriesInstanceUID", ""))
+    return (
+        f"“{header.get('SeriesDescription', '') or 'no description'}” ({header.get('Modality', '?')}, "
+        f"{len(slices)} image{'s' if len(slices) > 1 else ''}, UID …{uid[-12:]})"
+    )
+
+
+def _numbers(header: pydicom.Dataset, keyword: str, count: int) -> NDArray[np.float64] | None:
+    value = header.get(keyword)
+    try:
+        numbers = np.array(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return None
+    return numbers if numbers.size == count and np.isfinite(numbers).all() else None
+
+
+def _arrange(slices: _Slices, name: str) -> tuple[_Slices, dict[str, list[float]], list[str]]:
+    """Sort slices along their normal and state their grid in LPS; refuse what is not a regular grid."""
+    positions, orientations, spacings = [], [], []
+    for _, header in slices:
+        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+            raise RequestError(
+                f"{name} is a multi-frame DICOM, which cannot be read here; "
+                "convert it to NIfTI first, for example with dcm2niix."
+            )
+        if int(header.get("SamplesPerPixel", 1) or 1) > 1:
+            raise RequestError(f"{name} holds colour images; a CT or MR series with grey values is needed.")
+        position = _numbers(header, "ImagePositionPatient", 3)
+        orientation = _numbers(header, "ImageOrientationPatient", 6)
+        spacing = _numbers(header, "PixelSpacing", 2)
+        if position is None or orientation is None or spacing is None or (spacing <= 0).any():
+            raise RequestError(
+                f"{name} holds an image that does not say where it lies (position, orientation or pixel "
+                "spacing is missing); export the original series again."
+            )
+        positions.append(position)
+        orientations.append(orientation)
+        spacings.append(spacing)
+    sizes = {(int(header.Rows), int(header.Columns)) for _, header in slices}
+    if len(sizes) > 1 or np.ptp(orientations, axis=0).max() > 1e-3 or np.ptp(spacings, axis=0).max() > 1e-3:
+        raise RequestError(
+            f"The slices of {name} differ in size, pixel spacing or direction (perhaps a scout view is "
+            "among them), so they make no volume; leave only the slices of one stack."
+        )
+    row, column = orientations[0][:3], orientations[0][3:]
+    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > 1e-2:
+        raise RequestError(f"The image orientation in {name} is no pair of perpendicular directions.")
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    column = column / np.linalg.norm(column)
+    normal = np.cross(row, column)
+    order = np.argsort([position @ normal for position in positions], kind="stable")
+    slices = [slices[n] for n in order]
+    stack = np.array([positions[n] for n in order])
+    warnings = []
+    if len(slices) == 1:
+        thickness, warning = _thickness(slices[0][1], name)
+        warnings.append(warning)
+    else:
+        thickness = _distance(stack, normal, float(spacings[0].min()), name)
+    geometry = {
+        # PixelSpacing counts the distance of rows first; along i lie the columns
+        "spacing": [float(spacings[0][1]), float(spacings[0][0]), thickness],
+        "origin": stack[0].tolist(),
+        "direction": np.stack([row, column, normal], axis=1).ravel().tolist(),
+    }
+    return slices, geometry, warnings
+
+
+def _thickness(header: pydicom.Dataset, name: str) -> tuple[float, str]:
+    """The depth in mm of a series of one slice, and the warning that goes with it."""
+    for keyword in ("SliceThickness", "SpacingBetweenSlices"):
+        value = _numbers(header, keyword, 1)
+        if value is not None and value[0] > 0:
+            return float(value[0]), (
+                f"{name} is a single slice: read as a volume one voxel deep, {value[0]:g} mm thick; "
+                "give the folder for a whole series."
+            )
+    return 1.0, f"{name} is a single slice that does not state its thickness: 1 mm is assumed."
+
+
+def _distance(stack: NDArray[np.float64], normal: NDArray[np.float64], pixel: float, name: str) -> float:
+    """The one distance in mm between neighbouring slices of a sorted stack of positions (n, 3)."""
+    heights = stack @ normal
+    steps = np.diff(heights)
+    if steps.min() < 1e-3:
+        raise RequestError(
+            f"{name} holds several slices at one position (several phases or copies in one series?); "
+            "leave one slice per position."
+        )
+    distance = float((heights[-1] - heights[0]) / (len(heights) - 1))
+    uneven = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights))).max()
+    if uneven > _POSITION_TOLERANCE * distance:
+        raise RequestError(
+            f"The slices of {name} are unevenly spaced ({steps.min():.2f} to {steps.max():.2f} mm apart): "
+            "slices are missing or of several stacks; export the whole series again."
+        )
+    drift = stack - stack[0] - np.outer(heights - heights[0], normal)
+    if np.linalg.norm(drift, axis=1).max() > _DRIFT_TOLERANCE * pixel:
+        tilt = np.degrees(np.arctan2(np.linalg.norm(drift[-1]), heights[-1] - heights[0]))
+        raise RequestError(
+            f"The slices of {name} are stacked obliquely (gantry tilt of {tilt:.1f}°), which is not "
+            "supported; correct the tilt first, for example with dcm2niix."
+        )
+    return distance
+
+
+def _read_pixels(files: list[Path], name: str) -> SimpleITK.Image:
+    """Pixels (k, j, i) after the rescale slope and intercept of each slice."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames([str(file) for file in files])
+    reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+    try:
+        image: SimpleITK.Image = reader.Execute()
+    except RuntimeError as error:
+        raise RequestError(
+            f"The pixels of {name} cannot be read: a file is damaged or compressed in an unknown way; "
+            "export the series again, uncompressed."
+        ) from error
+    return image
+
+
+def _clear_padding(plane: NDArray[np.float32], header: pydicom.Dataset, fill: float) -> None:
+    """Overwrite padding pixels (i, j) in place: `PixelPaddingValue` is a value before rescaling."""
+    limits = [header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")]
+    if limits[0] is None:
+        return
+    slope = float(header.get("RescaleSlope", 1) or 1)
+    intercept = float(header.get("RescaleIntercept", 0) or 0)
+    span = 2 ** int(header.get("BitsAllocated", 16))
+    lowest = -span // 2 if header.get("PixelRepresentation", 0) == 1 else 0
+    # Some writers note a negative padding value as unsigned, or the other way round.
+    stored = [(int(value) - lowest) % span + lowest for value in limits if value is not None]
+    ends = [intercept + slope * (min(stored) - 0.5), intercept + slope * (max(stored) + 0.5)]
+    plane[(plane > min(ends)) & (plane < max(ends))] = fill

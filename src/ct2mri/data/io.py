@@ -1,0 +1,233 @@
+"""Volume files: NIfTI, MetaImage, NRRD and DICOM series in; NIfTI, MetaImage and NRRD out."""
+
+import gzip
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from ct2mri.data.dicom import holds_dicom, load_dicom_files, looks_like_dicom, unpack_zip
+from ct2mri.data.geometry import from_sitk, is_sheared, to_sitk
+from ct2mri.data.volume import Volume
+from ct2mri.errors import RequestError
+from ct2mri.files import atomic_path
+
+_NIFTI = (".nii.gz", ".nii")
+_ITK = (".mha", ".mhd", ".nrrd")
+_WRITABLE = (*_NIFTI, ".mha", ".nrrd")
+_READABLE = (
+    "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd), "
+    "a folder of one DICOM series or a .zip of one"
+)
+
+
+def _suffix(path: Path) -> str:
+    """The lower-case suffix of a file name, `.nii.gz` as one."""
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
+
+
+def volume_stem(path: str | Path) -> str:
+    """The name of a volume file or folder without the suffix of its format: `a.b.nii.gz` → `a.b`."""
+    path = Path(path)
+    suffix = _suffix(path)
+    known = suffix in (*_NIFTI, *_ITK, ".dcm", ".zip")
+    return path.name[: -len(suffix)] if known and not path.is_dir() else path.name
+
+
+def is_volume_path(path: str | Path) -> bool:
+    """Whether a path is one volume: a file of a known format, or a folder with DICOM files right inside."""
+    path = Path(path)
+    if path.is_dir():
+        return holds_dicom(path, recursive=False)
+    return path.is_file() and (_suffix(path) in (*_NIFTI, *_ITK, ".dcm", ".zip") or looks_like_dicom(path))
+
+
+def find_volumes(folder: str | Path) -> list[Path]:
+    """The volumes right inside a folder, by name: files of a known format and subfolders that hold DICOM.
+
+    Loose `.dcm` files are left out: together they are one series, and the folder itself is its path.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RequestError(f"There is no folder {folder}; give a folder of volumes.")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if holds_dicom(path, recursive=True):
+                found.append(path)
+        elif _suffix(path) in (*_NIFTI, *_ITK, ".zip"):
+            found.append(path)
+    return found
+
+
+def load_volume(path: str | Path) -> Volume:
+    """Read a NIfTI, MetaImage, NRRD or DICOM file, a folder of one DICOM series, or a zip of one.
+
+    Returns:
+        The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see)
+        and, where the file says (DICOM), `modality` and `contrast_agent`.
+
+    Raises:
+        RequestError: there is no such file, it is damaged, of an unknown format, or not one scalar volume.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RequestError(f"There is no file or folder {path}; allowed are {_READABLE}.")
+    name = path.resolve().name
+    try:
+        if path.is_dir():
+            volume = load_dicom_files([file for file in sorted(path.rglob("*")) if file.is_file()], name)
+        elif _suffix(path) in _NIFTI:
+            volume = _load_nifti(path)
+        elif _suffix(path) in _ITK:
+            volume = _load_itk(path)
+        elif _suffix(path) == ".zip":
+            with tempfile.TemporaryDirectory(prefix="ct2mri-") as folder:
+                volume = load_dicom_files(unpack_zip(path, Path(folder)), name)
+        elif _suffix(path) == ".dcm" or looks_like_dicom(path):
+            volume = load_dicom_files([path], name)
+        else:
+            raise RequestError(f"The format of {path.name} is unknown; allowed are {_READABLE}.")
+    except RequestError as error:
+        message = str(error)
+        raise RequestError(message if name in message else f"{name}: {message}") from error
+    volume.metadata["path"] = str(path)
+    return volume
+
+
+def _scalar_three_axes(path: Path, shape: tuple[int, ...], scalar: bool) -> None:
+    if not scalar:
+        raise RequestError(
+            f"{path.name} holds several numbers per voxel (colours, vectors or complex numbers); "
+            "a scalar volume is needed, so convert it to one grey value per voxel."
+        )
+    if len(shape) != 3:
+        raise RequestError(
+            f"{path.name} has {len(shape)} axes {shape}; a volume with three axes is needed, so "
+            + ("save the whole stack of slices." if len(shape) < 3 else "save one of its volumes by itself.")
+        )
+
+
+def _load_nifti(path: Path) -> Volume:
+    try:
+        image: Any = nibabel.load(path)
+        header = image.header
+        dtype = header.get_data_dtype()
+        shape = tuple(int(n) for n in image.shape)
+        while len(shape) > 3 and shape[-1] == 1:  # many tools write a time axis of length 1
+            shape = shape[:-1]
+        _scalar_three_axes(path, shape, dtype.fields is None and dtype.kind != "c")
+        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape, order="F")
+    except RequestError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        gzip.BadGzipFile,
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+    ) as error:
+        raise RequestError(
+            f"{path.name} cannot be read as NIfTI: it is damaged or cut short "
+            f"({_first_line(error)}); copy or export it again."
+        ) from error
+    warnings = []
+    affine = np.array(image.affine, dtype=np.float64)
+    spatial_units = header.get_xyzt_units()[0]
+    affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(spatial_units, 1.0)
+    sform, sform_code = header.get_sform(coded=True)
+    qform, qform_code = header.get_qform(coded=True)
+    if not sform_code and not qform_code:
+        warnings.append(
+            f"{path.name} does not say how its voxels lie in the patient (sform and qform codes are 0): "
+            "left and right may be swapped."
+        )
+    elif sform_code and qform_code and not np.allclose(sform, qform, atol=0.1):
+        warnings.append(f"The sform and the qform of {path.name} disagree; the sform is used.")
+    return Volume(array, affine, {"warnings": warnings})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _load_itk(path: Path) -> Volume:
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(name)
+    reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+    try:
+        reader.ReadImageInformation()
+        scalar = reader.GetNumberOfComponents() == 1 and "complex" not in SimpleITK.GetPixelIDValueAsString(
+            reader.GetPixelID()
+        )
+        _scalar_three_axes(path, tuple(reader.GetSize()), scalar)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise RequestError(
+            f"{path.name} cannot be read: it is damaged, cut short, or a file that it refers to is missing; "
+            "copy or export it again."
+        ) from error
+    return from_sitk(image, {"warnings": []})
+
+
+def save_volume(
+    volume: Volume,
+    path: str | Path,
+    description: str | None = None,
+    dtype: Literal["float32", "uint8"] = "float32",
+) -> None:
+    """Write a volume as NIfTI, MetaImage or NRRD, by the suffix; whole or not at all.
+
+    Args:
+        volume: the volume.
+        path: where to; folders on the way are made.
+        description: a remark kept in the header (NIfTI keeps the first 79 characters).
+        dtype: `uint8` for masks and label maps, which must hold whole numbers from 0 to 255.
+
+    Raises:
+        RequestError: the suffix is unknown, or the format cannot state a sheared grid.
+        OSError: the file could not be written.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if suffix not in _WRITABLE:
+        raise RequestError(f"Cannot write {path.name}; allowed suffixes are {', '.join(_WRITABLE)}.")
+    array: NDArray[Any] = volume.array.astype(dtype)
+    if dtype == "uint8" and not np.array_equal(array, volume.array):
+        raise ValueError("uint8 voxels must be whole numbers from 0 to 255")
+    with atomic_path(path) as temporary:
+        if suffix in _NIFTI:
+            _save_nifti(array, volume.affine, temporary, description)
+        else:
+            image = SimpleITK.Cast(
+                to_sitk(volume), SimpleITK.sitkUInt8 if dtype == "uint8" else SimpleITK.sitkFloat32
+            )
+            if description:
+                image.SetMetaData("Comment", description)
+            try:
+                SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            except RuntimeError as error:
+                raise OSError(f"{path} could not be written; is the disk full?") from error
+
+
+def _save_nifti(
+    array: NDArray[Any], affine: NDArray[np.float64], path: Path, description: str | None
+) -> None:
+    image = nibabel.Nifti1Image(array, affine)
+    image.set_sform(affine, code=1)
+    # A quaternion states rotation and spacing only: a sheared grid stands in the sform alone.
+    image.set_qform(None if is_sheared(affine) else affine, code=0 if is_sheared(affine) else 1)
+    image.header.set_xyzt_units("mm")
+    if description:
+        image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    image.to_filename(path)
