@@ -1,0 +1,54 @@
+"""Make the starter model from nothing: the whole chain of commands on digital phantoms.
+
+    python benchmarks/starter.py WORK                 # about an hour on two CPU cores
+    python benchmarks/starter.py WORK --install       # and put the result into the package
+
+Each command resumes, so that a run that was stopped goes on where it was. `benchmarks/quality.py` measures
+what comes out of it.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ct2mri"
+
+
+def ct2mri(*words: object) -> None:
+    """Run one command of the package, and say how long it took."""
+    print("\n$ ct2mri", *words, flush=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "ct2mri", *map(str, words)], check=True)
+    print(f"# {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for data and runs")
+    parser.add_argument("--cases", type=int, default=40, help="phantom heads (default: %(default)s)")
+    parser.add_argument("--install", action="store_true", help="copy the model into the package")
+    arguments = parser.parse_args()
+
+    work = arguments.work
+    raw, data, runs, model = work / "raw", work / "data", work / "runs", work / "model"
+    trained = ["--data", data, "--config", "demo", "--output_dir"]
+    ct2mri("phantom", raw, "--cases", arguments.cases, "--anatomy", "head", "--seed", 0)
+    ct2mri(
+        *("prepare", raw, data, "--anatomy", "head", "--spacing", 1.5, 1.5, 1.5),
+        *("--windows", "[[-1024,3000],[-160,240]]"),
+    )
+    ct2mri("train", "slices", *trained, runs / "slices")
+    ct2mri("draft", "--data", data, "--model", runs / "slices")
+    ct2mri("train", "vqvae", *trained, runs / "vqvae")
+    ct2mri("train", "latents", *trained, runs / "latents", "--vqvae", runs / "vqvae")
+    stages = ["--slices", runs / "slices", "--vqvae", runs / "vqvae", "--latents", runs / "latents"]
+    ct2mri("export", *stages, "-o", model, "--name", "starter: phantom heads")
+    if arguments.install:
+        shutil.copytree(model, PACKAGE / "starter" / "model", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
