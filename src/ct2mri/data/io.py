@@ -163,7 +163,7 @@ def _first_line(error: Exception) -> str:
 
 def _load_itk(path: Path) -> Volume:
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(name)
+    reader.SetFileName(str(path))
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
         reader.ReadImageInformation()
