@@ -2,7 +2,8 @@
 
 All measures are taken volume by volume inside a mask, and voxels outside the mask have no influence on any
 of them. SSIM is computed here, with scipy's filters, since torchmetrics knows neither sample covariances nor
-scikit-image's borders, and so cannot give the values that the field compares; scikit-image is the tests' oracle.
+scikit-image's borders, and so cannot give the values that the field compares; scikit-image is the oracle of
+the tests.
 """
 
 from typing import Any, Literal, TypedDict
