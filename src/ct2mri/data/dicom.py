@@ -66,7 +66,16 @@ def looks_like_dicom(path: Path) -> bool:
 def holds_dicom(folder: Path, *, recursive: bool) -> bool:
     """Whether a folder has a DICOM file right inside, or (`recursive`) at any depth."""
     files = folder.rglob("*") if recursive else folder.iterdir()
-    return any(looks_like_dicom(path) for path in files if path.is_file() and not path.name.startswith("."))
+    return any(looks_like_dicom(path) for path in files if path.is_file() and _may_be_image(path.name))
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """The files of a folder at any depth, by name, without hidden ones and the index of a DICOM disc."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and _may_be_image(path.name)]
+
+
+def _may_be_image(name: str) -> bool:
+    return not name.startswith(".") and name.upper() != "DICOMDIR"
 
 
 def unpack_zip(path: Path, folder: Path) -> list[Path]:
@@ -88,7 +97,7 @@ def unpack_zip(path: Path, folder: Path) -> list[Path]:
                 )
             for number, member in enumerate(members):
                 name = Path(member.filename).name
-                if name.startswith("."):
+                if not _may_be_image(name):
                     continue
                 file = folder / f"{number:06d}{Path(name).suffix.lower()}"
                 with archive.open(member) as packed, file.open("wb") as unpacked:
@@ -160,12 +169,14 @@ def _read_headers(files: list[Path]) -> tuple[dict[str, _Slices], int]:
             others += 1
             continue
         try:
-            # Some scanners' exports lack the mark at the beginning; then the name alone says DICOM.
+            # Some exports lack the mark at the beginning; then the name alone says DICOM.
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            is_image = "Rows" in header and "Columns" in header
-        except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError, AttributeError):
-            is_image = False
-        if is_image:
+            list(header)  # values are parsed when looked at
+        except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError) as error:
+            raise RequestError(
+                f"The header of {path.name} is damaged; export the series again, or take the file away."
+            ) from error
+        if "Rows" in header and "Columns" in header:
             series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
         else:
             others += 1
@@ -191,16 +202,29 @@ def _numbers(header: pydicom.Dataset, keyword: str, count: int) -> NDArray[np.fl
     return numbers if numbers.size == count and np.isfinite(numbers).all() else None
 
 
+def _number(header: pydicom.Dataset, keyword: str, default: float) -> float:
+    """One number of a header, or the default where it is absent or empty."""
+    if header.get(keyword) in (None, ""):
+        return default
+    number = _numbers(header, keyword, 1)
+    if number is None:
+        raise RequestError(
+            f"A DICOM header says {keyword} = {header.get(keyword)!r}, which is no number; "
+            "export the series again."
+        )
+    return float(number[0])
+
+
 def _arrange(slices: _Slices, name: str) -> tuple[_Slices, dict[str, list[float]], list[str]]:
     """Sort slices along their normal and state their grid in LPS; refuse what is not a regular grid."""
     positions, orientations, spacings = [], [], []
     for _, header in slices:
-        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+        if _number(header, "NumberOfFrames", 1) > 1:
             raise RequestError(
                 f"{name} is a multi-frame DICOM, which cannot be read here; "
                 "convert it to NIfTI first, for example with dcm2niix."
             )
-        if int(header.get("SamplesPerPixel", 1) or 1) > 1:
+        if _number(header, "SamplesPerPixel", 1) > 1:
             raise RequestError(f"{name} holds colour images; a CT or MR series with grey values is needed.")
         position = _numbers(header, "ImagePositionPatient", 3)
         orientation = _numbers(header, "ImageOrientationPatient", 6)
@@ -303,10 +327,10 @@ def _clear_padding(plane: NDArray[np.float32], header: pydicom.Dataset, fill: fl
     limits = [header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")]
     if limits[0] is None:
         return
-    slope = float(header.get("RescaleSlope", 1) or 1)
-    intercept = float(header.get("RescaleIntercept", 0) or 0)
-    span = 2 ** int(header.get("BitsAllocated", 16))
-    lowest = -span // 2 if header.get("PixelRepresentation", 0) == 1 else 0
+    slope = _number(header, "RescaleSlope", 1)
+    intercept = _number(header, "RescaleIntercept", 0)
+    span = 2 ** int(_number(header, "BitsAllocated", 16))
+    lowest = -span // 2 if _number(header, "PixelRepresentation", 0) == 1 else 0
     # Some writers note a negative padding value as unsigned, or the other way round.
     stored = [(int(value) - lowest) % span + lowest for value in limits if value is not None]
     ends = [intercept + slope * (min(stored) - 0.5), intercept + slope * (max(stored) + 0.5)]

@@ -26,33 +26,9 @@ _INTERPOLATORS = {
 # `Volume` towards right and anterior.
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# Cosine between two voxel axes above which a grid counts as sheared (0.06°): more than the float32
-# affines of file headers are ever off, less than any gantry tilt.
-_SHEAR_TOLERANCE = 1e-3
-
-
-def shear(affine: NDArray[np.float64]) -> float:
-    """Largest cosine between two voxel axes of a 4×4 affine: 0 where they are perpendicular."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return float(np.abs(directions.T @ directions - np.eye(3)).max())
-
-
-def is_sheared(affine: NDArray[np.float64]) -> bool:
-    """Whether voxel axes are not perpendicular, so that spacing and rotation alone cannot state the grid."""
-    return shear(affine) > _SHEAR_TOLERANCE
-
 
 def to_sitk(volume: Volume) -> SimpleITK.Image:
-    """The volume as a float32 SimpleITK image: array (k, j, i), LPS coordinates.
-
-    Raises:
-        RequestError: the affine is sheared, which such an image cannot state.
-    """
-    if is_sheared(volume.affine):
-        raise RequestError(
-            "The volume's voxel axes are not perpendicular, which MetaImage and NRRD as written here cannot "
-            "state; save it as NIfTI, or resample it to a grid with perpendicular axes first."
-        )
+    """The volume as a float32 SimpleITK image: array (k, j, i), LPS coordinates, shear kept."""
     affine = _LPS_TO_RAS @ volume.affine
     spacing = np.array(volume.spacing)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))

@@ -1,6 +1,5 @@
 """Volume files: NIfTI, MetaImage, NRRD and DICOM series in; NIfTI, MetaImage and NRRD out."""
 
-import gzip
 import tempfile
 import zlib
 from pathlib import Path
@@ -11,9 +10,9 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from ct2mri.data.dicom import holds_dicom, load_dicom_files, looks_like_dicom, unpack_zip
-from ct2mri.data.geometry import from_sitk, is_sheared, to_sitk
-from ct2mri.data.volume import Volume
+from ct2mri.data.dicom import holds_dicom, load_dicom_files, looks_like_dicom, unpack_zip, visible_files
+from ct2mri.data.geometry import from_sitk, to_sitk
+from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
 
@@ -24,6 +23,8 @@ _READABLE = (
     "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd), "
     "a folder of one DICOM series or a .zip of one"
 )
+
+_NIBABEL_ERRORS = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
 
 
 def _suffix(path: Path) -> str:
@@ -84,7 +85,7 @@ def load_volume(path: str | Path) -> Volume:
     name = path.resolve().name
     try:
         if path.is_dir():
-            volume = load_dicom_files([file for file in sorted(path.rglob("*")) if file.is_file()], name)
+            volume = load_dicom_files(visible_files(path), name)
         elif _suffix(path) in _NIFTI:
             volume = _load_nifti(path)
         elif _suffix(path) in _ITK:
@@ -103,7 +104,7 @@ def load_volume(path: str | Path) -> Volume:
     return volume
 
 
-def _scalar_three_axes(path: Path, shape: tuple[int, ...], scalar: bool) -> None:
+def _require_scalar_volume(path: Path, shape: tuple[int, ...], scalar: bool) -> None:
     if not scalar:
         raise RequestError(
             f"{path.name} holds several numbers per voxel (colours, vectors or complex numbers); "
@@ -124,37 +125,37 @@ def _load_nifti(path: Path) -> Volume:
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:  # many tools write a time axis of length 1
             shape = shape[:-1]
-        _scalar_three_axes(path, shape, dtype.fields is None and dtype.kind != "c")
-        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape, order="F")
+        _require_scalar_volume(path, shape, dtype.fields is None and dtype.kind != "c")
+        i, j, k = shape
+        array = image.get_fdata(dtype=np.float32, caching="unchanged").reshape((i, j, k), order="F")
+        affine = np.array(image.affine, dtype=np.float64)
+        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+        units = header.get_xyzt_units()[0]
     except RequestError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        gzip.BadGzipFile,
-        nibabel.filebasedimages.ImageFileError,
-        nibabel.spatialimages.HeaderDataError,
-    ) as error:
+    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise RequestError(
             f"{path.name} cannot be read as NIfTI: it is damaged or cut short "
             f"({_first_line(error)}); copy or export it again."
         ) from error
+    affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(units, 1.0)
     warnings = []
-    affine = np.array(image.affine, dtype=np.float64)
-    spatial_units = header.get_xyzt_units()[0]
-    affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(spatial_units, 1.0)
-    sform, sform_code = header.get_sform(coded=True)
-    qform, qform_code = header.get_qform(coded=True)
-    if not sform_code and not qform_code:
-        warnings.append(
-            f"{path.name} does not say how its voxels lie in the patient (sform and qform codes are 0): "
-            "left and right may be swapped."
-        )
-    elif sform_code and qform_code and not np.allclose(sform, qform, atol=0.1):
+    if sform is None and qform is None:
+        warnings.append(_no_orientation(path, "sform and qform codes are 0"))
+    elif (
+        sform is not None
+        and qform is not None
+        and not Grid((i, j, k), sform).matches(Grid((i, j, k), qform), tolerance_mm=1.0)
+    ):
         warnings.append(f"The sform and the qform of {path.name} disagree; the sform is used.")
     return Volume(array, affine, {"warnings": warnings})
+
+
+def _no_orientation(path: Path, why: str) -> str:
+    return (
+        f"{path.name} does not say how its voxels lie in the patient ({why}): "
+        "left and right may be swapped and views upside down."
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -170,14 +171,22 @@ def _load_itk(path: Path) -> Volume:
         scalar = reader.GetNumberOfComponents() == 1 and "complex" not in SimpleITK.GetPixelIDValueAsString(
             reader.GetPixelID()
         )
-        _scalar_three_axes(path, tuple(reader.GetSize()), scalar)
+        _require_scalar_volume(path, tuple(reader.GetSize()), scalar)
         image = reader.Execute()
     except RuntimeError as error:
+        if "determinant is 0" in str(error) or "Zero-valued spacing" in str(error):
+            raise RequestError(
+                f"The affine of {path.name} cannot be inverted (two voxel axes coincide or one has no "
+                "length), so the image has no place in space; repair its header."
+            ) from error
         raise RequestError(
             f"{path.name} cannot be read: it is damaged, cut short, or a file that it refers to is missing; "
             "copy or export it again."
         ) from error
-    return from_sitk(image, {"warnings": []})
+    warnings = []
+    if _suffix(path) == ".nrrd" and not reader.HasMetaDataKey("NRRD_space"):
+        warnings.append(_no_orientation(path, "the field “space” is missing"))
+    return from_sitk(image, {"warnings": warnings})
 
 
 def save_volume(
@@ -195,7 +204,7 @@ def save_volume(
         dtype: `uint8` for masks and label maps, which must hold whole numbers from 0 to 255.
 
     Raises:
-        RequestError: the suffix is unknown, or the format cannot state a sheared grid.
+        RequestError: the suffix is unknown.
         OSError: the file could not be written.
     """
     path = Path(path)
@@ -206,28 +215,35 @@ def save_volume(
     if dtype == "uint8" and not np.array_equal(array, volume.array):
         raise ValueError("uint8 voxels must be whole numbers from 0 to 255")
     with atomic_path(path) as temporary:
-        if suffix in _NIFTI:
-            _save_nifti(array, volume.affine, temporary, description)
-        else:
-            image = SimpleITK.Cast(
-                to_sitk(volume), SimpleITK.sitkUInt8 if dtype == "uint8" else SimpleITK.sitkFloat32
-            )
-            if description:
-                image.SetMetaData("Comment", description)
-            try:
-                SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-            except RuntimeError as error:
-                raise OSError(f"{path} could not be written; is the disk full?") from error
+        try:
+            if suffix in _NIFTI:
+                _save_nifti(array, volume.grid, temporary, description)
+            else:
+                _save_itk(volume, temporary, description, dtype)
+        except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError whatever went wrong
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise OSError(
+                f"{path} could not be written ({reason or 'is the disk full or the folder read-only?'})."
+            ) from error
 
 
-def _save_nifti(
-    array: NDArray[Any], affine: NDArray[np.float64], path: Path, description: str | None
-) -> None:
-    image = nibabel.Nifti1Image(array, affine)
-    image.set_sform(affine, code=1)
+def _save_nifti(array: NDArray[Any], grid: Grid, path: Path, description: str | None) -> None:
+    image = nibabel.Nifti1Image(array, grid.affine)
+    image.set_sform(grid.affine, code=1)
+    image.set_qform(grid.affine, code=1)
     # A quaternion states rotation and spacing only: a sheared grid stands in the sform alone.
-    image.set_qform(None if is_sheared(affine) else affine, code=0 if is_sheared(affine) else 1)
+    if not Grid(grid.shape, image.get_qform()).matches(grid, tolerance_mm=0.01):
+        image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
     if description:
         image.header["descrip"] = description.encode("ascii", "replace")[:79]
     image.to_filename(path)
+
+
+def _save_itk(volume: Volume, path: Path, description: str | None, dtype: str) -> None:
+    image = to_sitk(volume)
+    if dtype == "uint8":
+        image = SimpleITK.Cast(image, SimpleITK.sitkUInt8)
+    if description:
+        image.SetMetaData("Comment", description)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
