@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from scipy.spatial.transform import Rotation
@@ -85,9 +86,11 @@ def test_padding_is_found_before_rescaling(
 
 def test_padding_noted_as_unsigned_and_as_a_range(write_dicom_slice: Writer, tmp_path: Path) -> None:
     stored = np.array([[-2000, -1990], [-1989, 1000]], dtype=np.int16)
-    write_dicom_slice(
-        tmp_path / "a.dcm", stored, PixelPaddingValue=2**16 - 2000, PixelPaddingRangeLimit=2**16 - 1990
-    )
+    write_dicom_slice(tmp_path / "a.dcm", stored)
+    file = pydicom.dcmread(tmp_path / "a.dcm")
+    file.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    file.add_new("PixelPaddingRangeLimit", "US", 2**16 - 1990)
+    file.save_as(tmp_path / "a.dcm")
     assert load_volume(tmp_path / "a.dcm").array[:, :, 0].T.tolist() == [[-1024, -1024], [-3013, -24]]
 
 
@@ -206,7 +209,7 @@ def test_mixed_series_are_listed_without_names_of_patients(series: Path, write_d
     with pytest.raises(RequestError, match="holds 2 image series where one is needed") as caught:
         load_volume(series)
     message = str(caught.value)
-    assert "“AX T1” (MR, 2 images, UID ….840.99.12345)" in message
+    assert "“AX T1” (MR, 2 images, UID …840.99.12345)" in message
     assert "“no description” (CT, 5 images, UID …1.2.3)" in message
     assert "Secret" not in message
 

@@ -96,7 +96,7 @@ def unpack_zip(path: Path, folder: Path) -> list[Path]:
                     "allowed here; unpack it yourself and give the folder of one series."
                 )
             for number, member in enumerate(members):
-                name = Path(member.filename).name
+                name = Path(member.filename.replace("\\", "/")).name  # some Windows zips hold backslashes
                 if not _may_be_image(name):
                     continue
                 file = folder / f"{number:06d}{Path(name).suffix.lower()}"

@@ -1,5 +1,6 @@
 """Volume files: NIfTI, MetaImage, NRRD and DICOM series in; NIfTI, MetaImage and NRRD out."""
 
+import gzip
 import tempfile
 import zlib
 from pathlib import Path
@@ -117,9 +118,20 @@ def _require_scalar_volume(path: Path, shape: tuple[int, ...], scalar: bool) -> 
         )
 
 
+def _nifti_image(path: Path) -> Any:
+    """The image of a NIfTI-1 or NIfTI-2 file, read whole: nibabel itself never looks at gzip's checksum."""
+    content = path.read_bytes()
+    if _suffix(path) == ".nii.gz":
+        content = gzip.decompress(content)
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        if kind.header_class.may_contain_header(content[: kind.header_class.sizeof_hdr]):
+            return kind.from_bytes(content)
+    raise ValueError("it has no NIfTI header")
+
+
 def _load_nifti(path: Path) -> Volume:
     try:
-        image: Any = nibabel.load(path)
+        image = _nifti_image(path)
         header = image.header
         dtype = header.get_data_dtype()
         shape = tuple(int(n) for n in image.shape)
