@@ -16,7 +16,8 @@ from ct2mri.errors import RequestError
 
 Array = NDArray[np.float64]
 
-METRICS = ("mae", "rmse", "nmse", "psnr", "ssim")
+Metric = Literal["mae", "rmse", "nmse", "psnr", "ssim"]
+METRICS: tuple[Metric, ...] = ("mae", "rmse", "nmse", "psnr", "ssim")
 SSIM_WINDOW = 7
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
@@ -114,6 +115,31 @@ def evaluate_volumes(
     else:
         scores["notes"]["ssim"] = f"not defined: no axis has {SSIM_WINDOW} voxels"
     return scores
+
+
+def noise_floor(target: NDArray[Any], mask: NDArray[Any], data_range: float = 1.0) -> Scores:
+    """The scores of the target moved by one voxel against itself, mean over the axes that it can move along.
+
+    A system whose numbers lie near these is as good as the registration allows to tell.
+
+    Args:
+        target: (i, j, k).
+        mask: (i, j, k); voxels above 0 count.
+        data_range: as for `evaluate_volumes`.
+    """
+    moved = []
+    for axis in (axis for axis, size in enumerate(target.shape) if size > 1):
+        neighbours = np.arange(1, target.shape[axis] + 1)
+        both = (mask > 0) & (np.take(mask, neighbours, axis=axis, mode="clip") > 0)
+        neighbour = np.take(target, neighbours, axis=axis, mode="clip")
+        moved.append(evaluate_volumes(neighbour, target, both, data_range))
+    floor = evaluate_volumes(target, target, mask, data_range)
+    for name in METRICS:
+        values = [value for scores in moved if (value := scores[name]) is not None]
+        floor[name] = float(np.mean(values)) if values else None
+        if values:
+            floor["notes"].pop(name, None)
+    return floor
 
 
 def ssim_window(shape: tuple[int, ...]) -> list[int]:

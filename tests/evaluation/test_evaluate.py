@@ -1,0 +1,254 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from ct2mri.data.cases import write_case
+from ct2mri.data.io import save_volume
+from ct2mri.data.plan import Plan, Split
+from ct2mri.data.volume import Grid, Volume
+from ct2mri.errors import RequestError
+from ct2mri.evaluation.evaluate import evaluate
+from ct2mri.evaluation.metrics import METRICS
+from ct2mri.evaluation.pairing import case_and_role, find_cases, fit_scale
+from ct2mri.options import EvaluateOptions
+
+AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
+
+
+def make_volume(seed, shape=(12, 11, 10), affine=AFFINE):
+    rng = np.random.default_rng(seed)
+    return Volume((400 * rng.uniform(size=shape)).astype(np.float32).cumsum(axis=0) / shape[0], affine)
+
+
+def noisy(volume, seed, deviation=10):
+    noise = np.random.default_rng(seed).standard_normal(volume.spatial_shape)
+    return volume.with_array(volume.array + deviation * noise.astype(np.float32))
+
+
+def make_folders(root, names=("a", "b", "c")):
+    """Predictions in other units than the targets, and the masks."""
+    for seed, name in enumerate(names):
+        target = make_volume(seed)
+        save_volume(target, root / "targets" / f"{name}.nii.gz")
+        prediction = noisy(target, seed + 10)
+        save_volume(prediction.with_array(prediction.array * 7), root / "predictions" / f"{name}_mr.nii.gz")
+        mask = target.with_array((target.array > 60).astype(np.float32))
+        save_volume(mask, root / "masks" / f"mask_{name}.nii.gz")
+    return root / "predictions", root / "targets", root / "masks"
+
+
+def run(*places, output, **more):
+    evaluate(EvaluateOptions(predictions=places[0], targets=places[1], output=output, **more))
+    return json.loads((output / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"),
+    [
+        ("001.nii.gz", "001"),
+        ("mr_001.nii.gz", "001"),
+        ("001_synthetic_mr.nii", "001"),
+        ("MR-001-b.mha", "001-b"),
+        ("001.mr.nrrd", "001"),
+        ("001/mr.nii.gz", "001"),
+        ("smr1.nii", "smr1"),
+    ],
+)
+def test_case_identifiers_leave_out_what_the_image_is(tmp_path, name, case_id):
+    assert case_and_role(tmp_path / name)[0] == case_id
+
+
+def test_folders_are_matched_scaled_and_written(tmp_path, capsys):
+    predictions, targets, masks = make_folders(tmp_path)
+    report = run(predictions, targets, masks=masks, output=tmp_path / "report")
+    assert [case["case_id"] for case in report["cases"]] == ["a", "b", "c"]
+    for case in report["cases"]:
+        assert case["factors"]["gain"] == pytest.approx(1 / 7, rel=0.02)
+        assert 20 < case["psnr"] < 40 and 0.5 < case["ssim"] < 1
+        assert case["settings"]["data_range"] == 1 and "gain" in case["settings"]["normalisation"]
+        assert case["noise_floor"]["psnr"] < case["psnr"]
+    values = [case["psnr"] for case in report["cases"]]
+    assert report["summary"]["psnr"]["mean"] == pytest.approx(np.mean(values))
+    assert report["summary"]["psnr"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    with (tmp_path / "report" / "evaluation.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["psnr"]) for line in lines] == values
+    printed = capsys.readouterr().out
+    assert "mean ± deviation" in printed and "noise floor" in printed and "data range 1" in printed
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "evaluation.csv",
+        "evaluation.json",
+    ]
+
+
+def test_the_scale_of_either_side_changes_nothing(tmp_path):
+    target, other = make_volume(0), noisy(make_volume(0), 1)
+    save_volume(target, tmp_path / "target.nii.gz")
+    save_volume(other, tmp_path / "one.nii.gz")
+    save_volume(other.with_array(other.array * 1000), tmp_path / "two.nii.gz")
+    one = run(tmp_path / "one.nii.gz", tmp_path / "target.nii.gz", output=tmp_path / "1")
+    two = run(tmp_path / "two.nii.gz", tmp_path / "target.nii.gz", output=tmp_path / "2")
+    for name in METRICS:
+        assert one["summary"][name]["mean"] == pytest.approx(two["summary"][name]["mean"], rel=1e-4)
+    assert "air included" in one["cases"][0]["settings"]["mask"]
+
+
+def test_identical_volumes_are_called_identical_and_leave_the_mean(tmp_path, capsys):
+    predictions, targets, _ = make_folders(tmp_path, ("a", "b"))
+    save_volume(make_volume(0), predictions / "a_mr.nii.gz")
+    report = run(predictions, targets, output=tmp_path / "report")
+    first, second = report["cases"]
+    assert first["psnr"] is None and first["notes"]["psnr"] == "identical"
+    assert report["summary"]["psnr"] == {"mean": second["psnr"], "deviation": None, "cases": 1}
+    assert "identical" in capsys.readouterr().out
+
+
+def test_a_constant_image_and_an_empty_mask_give_no_nan(tmp_path, capsys):
+    target = make_volume(0)
+    for name, volume in [
+        ("targets/a", target),
+        ("targets/b", target),
+        ("predictions/a", target.with_array(np.zeros_like(target.array))),
+        ("predictions/b", noisy(target, 1)),
+        ("masks/a", target.with_array(np.ones_like(target.array))),
+        ("masks/b", target.with_array(np.zeros_like(target.array))),
+    ]:
+        save_volume(volume, tmp_path / f"{name}.nii.gz")
+    report = run(
+        tmp_path / "predictions", tmp_path / "targets", masks=tmp_path / "masks", output=tmp_path / "report"
+    )
+    assert report["cases"][0]["nmse"] == pytest.approx(1)
+    assert "mask is empty" in report["cases"][1]["notes"]["mae"]
+    assert report["summary"]["mae"]["cases"] == 1
+    printed = capsys.readouterr().out
+    assert "not defined" in printed and "nan" not in printed.lower()
+
+
+def test_cases_without_a_counterpart_are_listed(tmp_path, capsys):
+    predictions, targets, _ = make_folders(tmp_path)
+    (predictions / "b_mr.nii.gz").rename(predictions / "z_mr.nii.gz")
+    report = run(predictions, targets, output=tmp_path / "report")
+    assert report["without_prediction"] == ["b"] and report["without_target"] == ["z"]
+    printed = capsys.readouterr().out
+    assert "Not predicted, so not in the table: b." in printed and "table: z." in printed
+
+
+def test_raw_patient_folders_serve_as_targets(tmp_path):
+    predictions, targets, masks = make_folders(tmp_path)
+    for name in "abc":
+        folder = tmp_path / "raw" / name
+        folder.mkdir(parents=True)
+        (targets / f"{name}.nii.gz").rename(folder / "mr.nii.gz")
+        (masks / f"mask_{name}.nii.gz").rename(folder / "mask.nii.gz")
+        save_volume(make_volume(99), folder / "ct.nii.gz")
+    raw = tmp_path / "raw"
+    report = run(predictions, raw, masks=raw, output=tmp_path / "report")
+    assert len(report["cases"]) == 3 and report["summary"]["psnr"]["mean"] > 20
+    assert report["cases"][0]["settings"]["mask"] == "given"
+
+
+def make_dataset(root, target_scale=500.0):
+    """A prepared data set of two held-out cases and one for training."""
+    split = Split(seed=0, train=["p0"], validation=[], test=["p1", "p2"])
+    Plan(
+        source_windows=[[-1024.0, 3000.0]],
+        target_percentile=99.5,
+        target_scale=target_scale,
+        split=split,
+        fingerprint=None,
+        spacing=(1.5, 1.5, 2.0),
+        crop_margin_mm=None,
+        body_threshold=-300.0,
+    ).write(root / "plan.json")
+    for seed, patient_id in enumerate(["p0", "p1", "p2"]):
+        target = make_volume(seed).array / 100 - 1
+        mask = target > -0.7
+        valid = np.ones_like(mask)
+        valid[:, :, 7:] = False
+        write_case(
+            root / "cases" / patient_id,
+            patient_id=patient_id,
+            grid=Grid(target.shape, AFFINE),
+            source=np.zeros((1, *target.shape), np.float32),
+            target=target,
+            mask=mask,
+            valid=valid,
+            target_reference=123.0,
+            inputs={},
+            notes=[],
+        )
+    return root
+
+
+def test_a_prepared_data_set_brings_its_own_targets_masks_and_scale(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    expected = {}
+    for seed, patient_id in [(1, "p1"), (2, "p2")]:
+        target = make_volume(seed).array / 100 - 1
+        error = 0.05 * np.random.default_rng(seed).standard_normal(target.shape)
+        error[:, :, 7:] = 100  # not valid, so it must not count
+        mask = target > -0.7
+        mask[:, :, 7:] = False
+        expected[patient_id] = np.abs(error)[mask].mean()
+        in_mr_units = ((target + 1) / 2 + error) * 500
+        save_volume(Volume(in_mr_units.astype(np.float32), AFFINE), tmp_path / "out" / f"{patient_id}.nii.gz")
+    evaluate(EvaluateOptions(predictions=tmp_path / "out", data=dataset, output=tmp_path / "report"))
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert {case["case_id"]: case["mae"] for case in report["cases"]} == pytest.approx(expected, rel=1e-4)
+    assert "nothing fitted" in report["cases"][0]["settings"]["normalisation"]
+    assert report["cases"][0]["factors"]["target_scale"] == 500
+
+
+def test_unusable_requests_get_one_sentence(tmp_path):
+    predictions, targets, masks = make_folders(tmp_path, ("a", "b"))
+    dataset = make_dataset(tmp_path / "data")
+
+    def refused(match, **options):
+        with pytest.raises(RequestError, match=match) as caught:
+            evaluate(EvaluateOptions(predictions=options.pop("predictions", predictions), **options))
+        assert "\n" not in str(caught.value)
+
+    refused("either TARGETS")
+    refused("either TARGETS", targets=targets, data=dataset)
+    refused("own masks", masks=masks, data=dataset)
+    refused("no file or folder", targets=tmp_path / "nowhere")
+    refused("no validation case", data=dataset, split="validation")
+    refused("No prediction matches", data=dataset)
+    (tmp_path / "empty").mkdir()
+    refused("holds no volume", targets=tmp_path / "empty")
+    (masks / "mask_b.nii.gz").unlink()
+    refused("no mask for b", targets=targets, masks=masks)
+    save_volume(make_volume(0, affine=np.diag([1.5, 1.5, 2.5, 1])), predictions / "a_mr.nii.gz")
+    refused("different grids", targets=targets)
+    broken = make_volume(0)
+    broken.array[3, 3, 3] = np.nan
+    save_volume(broken, predictions / "a_mr.nii.gz")
+    refused("Case a.*not finite", targets=targets)
+    save_volume(broken, predictions / "a.nii.gz")
+    refused("both belong to case a", targets=targets)
+
+
+def test_nothing_is_left_behind_when_a_case_is_refused(tmp_path):
+    predictions, targets, _ = make_folders(tmp_path, ("a", "b"))
+    save_volume(make_volume(0, shape=(5, 5, 5)), predictions / "b_mr.nii.gz")
+    with pytest.raises(RequestError, match="different grids"):
+        run(predictions, targets, output=tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_other_images_in_a_folder_are_left_alone(tmp_path):
+    for name in ("1_mr", "1_mr_uncertainty", "1_ct", "2_mr"):
+        save_volume(make_volume(0), tmp_path / f"{name}.nii.gz")
+    assert {key: path.name for key, path in find_cases(tmp_path, "image").items()} == {
+        "1": "1_mr.nii.gz",
+        "2": "2_mr.nii.gz",
+    }
+
+
+def test_the_scale_of_images_that_do_not_tell_is_one():
+    zeros, mask = np.zeros((3, 3, 3), np.float32), np.ones((3, 3, 3), bool)
+    assert fit_scale(zeros, zeros, mask) == {"gain": 1.0, "reference": 1.0}
+    assert fit_scale(zeros + 1, zeros + 2, ~mask) == {"gain": 1.0, "reference": 1.0}
+    assert fit_scale(zeros + 1, zeros + 2, mask) == {"gain": 2.0, "reference": 2.0}
