@@ -34,7 +34,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def published_network(reference: Path) -> "Callable[[str, int], tuple[dict[str, Any], dict[str, Tensor]]]":
-    """Configuration and published-layout weights behind the reference vectors: `(layout name, seed) -> both`."""
+    """Configuration and published-layout weights of the reference vectors: `(layout name, seed) -> both`."""
     import torch
 
     spec = importlib.util.spec_from_file_location("reference_weights", reference / "weights.py")

@@ -4,6 +4,7 @@ Shapes: B batch items, C channels, `*spatial` two or three axes of any size, N =
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +39,16 @@ def require(holds: bool, sentence: str) -> None:
         raise RequestError(sentence)
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast leaves float32 operations on `tensor`'s device alone.
 
     The first and the last layers run in it: one bfloat16 step of a CT at brain level is as wide as half the
     difference between grey and white matter.
     """
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):  # e.g. "meta", on which costs are estimated
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def run(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:

@@ -39,7 +39,7 @@ class PretrainedModel(
         local_files_only: bool = False,
         token: str | bool | None = None,
         map_location: str = "cpu",
-        **config: Any,
+        **model_kwargs: Any,
     ) -> Self:
         """Build the network of a configuration and load its weights, strictly and from safetensors alone.
 
@@ -70,7 +70,7 @@ class PretrainedModel(
                 )
             except EntryNotFoundError as error:
                 raise RequestError(f"The repository {model_id} holds no {WEIGHTS}.") from error
-        model = cls(**config)
+        model = cls(**model_kwargs)
         try:
             weights = load_file(path, device=map_location)
         except SafetensorError as error:

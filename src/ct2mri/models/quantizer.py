@@ -9,8 +9,8 @@ from torch.nn import functional
 from ct2mri.models.layers import full_precision, require
 
 _CHUNK = 2**24  # distances or one-hot entries held at a time: 64 MB of float32
-_EMA_DECAY = 0.99
-_DEAD_SHARE = 0.01  # a code used less than this share of the average use is dead
+_EMA_DECAY = 0.95  # of the codebook, per step: at 0.99 it falls behind the encoder's first thousand steps
+_DEAD_SHARE = 0.03  # a code used less than this share of the average use is dead; air makes the average high
 
 
 class VectorQuantizer(nn.Module):
