@@ -1,0 +1,255 @@
+"""Training items of a prepared data set: crops of slices, volumes and latents, flipped alike.
+
+Every item is a pure function of its `Request` and the seed. What is padded to its batch's size holds −1 (air;
+0 in latents) there, and weight 0.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ct2mri.data.batching import Request, Shape
+from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase
+
+Item = dict[str, Tensor]
+
+AIR = -1.0
+TRIES = 64
+"""Random places tried for a voxel worth looking at before all are searched."""
+
+
+@lru_cache(maxsize=4096)
+def _mapped(path: Path) -> NDArray[Any]:
+    """An array mapped from disk, once per process."""
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _array(case: PreparedCase, name: str) -> NDArray[Any]:
+    return _mapped(case.folder / f"{name}.npy")
+
+
+def item_seed(seed: int, request: Request) -> np.random.SeedSequence:
+    """Where an item's augmentation is drawn from."""
+    return np.random.SeedSequence((seed, request.batch, request.place))
+
+
+def place_crop(
+    mask: NDArray[Any], valid: NDArray[Any], shape: Shape, generator: np.random.Generator
+) -> tuple[slice, ...]:
+    """Place a crop at random so that it holds a voxel of the body whose target is valid.
+
+    Args:
+        mask: the body; false where it is 0.
+        valid: where the target was seen, of the same size. Where nothing is both, the crop lies anywhere.
+        shape: of the crop; axes on which it is larger than the image are taken whole.
+        generator: of the place.
+    """
+    for _ in range(TRIES):
+        centre = tuple(int(generator.integers(n)) for n in mask.shape)
+        if mask[centre] and valid[centre]:
+            break
+    else:
+        places = np.flatnonzero((mask != 0) & (valid != 0))
+        if len(places):
+            chosen = places[generator.integers(len(places))]
+            centre = tuple(int(n) for n in np.unravel_index(chosen, mask.shape))
+    crop = []
+    for size, length, at in zip(mask.shape, shape, centre, strict=True):
+        low, high = max(0, at - length + 1), max(0, min(at, size - length))
+        start = int(generator.integers(low, high + 1))
+        crop.append(slice(start, min(start + length, size)))
+    return tuple(crop)
+
+
+def padded(array: NDArray[Any], shape: Shape, fill: float) -> Tensor:
+    """`array` (C, *spatial) as float32, grown at the end of each axis to (C, *shape)."""
+    out = torch.full((array.shape[0], *shape), fill, dtype=torch.float32)
+    out[(slice(None), *(slice(n) for n in array.shape[1:]))] = torch.from_numpy(
+        np.ascontiguousarray(array, dtype=np.float32)
+    )
+    return out
+
+
+def _cropped_size(size: Shape, crop_size: Sequence[int] | None) -> Shape:
+    return size if crop_size is None else tuple(map(min, size, crop_size))
+
+
+class RequestDataset(Dataset[Item]):
+    """Items that are asked for by `Request`.
+
+    Attributes:
+        sizes: of each item, after cropping.
+    """
+
+    sizes: list[Shape]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, request: Request) -> Item:
+        raise NotImplementedError
+
+
+class SliceDataset(RequestDataset):
+    """All slices of some cases that show the body, in one or more orientations.
+
+    Items: `source` (C, H, W), `target` (1, H, W) clipped to [−1, 1], `weight` (1, H, W) 1 where the target is
+    valid, and `key` (2,), the item's batch and place.
+
+    Args:
+        cases: to take slices from.
+        orientations: of the slices; a case gives those in which its slices are more than one pixel wide.
+        crop_size: longest edge of a crop; None: whole slices.
+        flips: whether to mirror left-right at random.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        *,
+        orientations: Sequence[Orientation],
+        crop_size: int | None,
+        flips: bool,
+        seed: int,
+    ) -> None:
+        self.cases = list(cases)
+        self.flips = flips
+        self.seed = seed
+        self.slices: list[tuple[int, Orientation, int]] = []
+        self.sizes: list[Shape] = []
+        crop = None if crop_size is None else (crop_size, crop_size)
+        for number, case in enumerate(self.cases):
+            wanted = case.mask & case.valid
+            for orientation in case.planes():
+                if orientation not in orientations:
+                    continue
+                axis = SLICE_AXIS[orientation]
+                size = tuple(n for a, n in enumerate(case.spatial_shape) if a != axis)
+                for index in np.flatnonzero(wanted.any(axis=tuple(a for a in range(3) if a != axis))):
+                    self.slices.append((number, orientation, int(index)))
+                    self.sizes.append(_cropped_size(size, crop))
+
+    def __getitem__(self, request: Request) -> Item:
+        number, orientation, index = self.slices[request.index]
+        case, axis = self.cases[number], SLICE_AXIS[orientation]
+        generator = np.random.default_rng(item_seed(self.seed, request))
+        plane = (slice(None),) * axis + (index,)
+        valid = _array(case, "valid")[plane]
+        crop = place_crop(_array(case, "mask")[plane], valid, request.shape, generator)
+        source = _array(case, "source")[(slice(None), *plane)][(slice(None), *crop)]
+        target = _array(case, "target")[plane][crop][None].clip(-1, 1)
+        weight = valid[crop][None]
+        # Left-right is the first axis of axial and coronal slices, and out of plane in sagittal ones.
+        if self.flips and orientation != "sagittal" and generator.random() < 0.5:
+            source, target, weight = source[:, ::-1], target[:, ::-1], weight[:, ::-1]
+        return {
+            "source": padded(source, request.shape, AIR),
+            "target": padded(target, request.shape, AIR),
+            "weight": padded(weight, request.shape, 0),
+            "key": torch.tensor([request.batch, request.place]),
+        }
+
+
+class VolumeDataset(RequestDataset):
+    """Crops of targets, and of drafts where there are any: what the VQ-VAE learns.
+
+    Items: `image` (1, i, j, k) clipped to [−1, 1], `weight` (1, i, j, k), and `key` (2,). A target weighs
+    where it is valid, a draft everywhere.
+
+    Args:
+        cases: to take crops from.
+        crop_size: voxels of a crop along i, j, k.
+        flips: whether to mirror left-right at random.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, cases: Sequence[PreparedCase], *, crop_size: Sequence[int], flips: bool, seed: int
+    ) -> None:
+        self.flips = flips
+        self.seed = seed
+        self.images = [(case, "target") for case in cases]
+        self.images += [(case, "draft") for case in cases if case.draft is not None]
+        self.sizes = [_cropped_size(case.spatial_shape, crop_size) for case, _ in self.images]
+
+    def __getitem__(self, request: Request) -> Item:
+        case, name = self.images[request.index]
+        generator = np.random.default_rng(item_seed(self.seed, request))
+        mask, valid = _array(case, "mask"), _array(case, "valid")
+        crop = place_crop(mask, valid, request.shape, generator)
+        image = _array(case, name)[crop][None].clip(-1, 1)
+        weight = valid[crop][None] if name == "target" else np.ones_like(image)
+        if self.flips and generator.random() < 0.5:
+            image, weight = image[:, ::-1], weight[:, ::-1]
+        return {
+            "image": padded(image, request.shape, AIR),
+            "weight": padded(weight, request.shape, 0),
+            "key": torch.tensor([request.batch, request.place]),
+        }
+
+
+class LatentDataset(RequestDataset):
+    """Crops of latents that were encoded beforehand, standardised per channel.
+
+    A case's folder holds `target.npy` and the condition's parts, float32 (channels, i/4, j/4, k/4), and
+    `weight.npy` and `mask.npy`, float32 (i/4, j/4, k/4), the share of valid and of body voxels; with flips
+    the same again under `flipped/`, encoded from the mirrored volume: encoding and mirroring do not commute.
+
+    Items: `target` (channels, *crop), `condition` (parts · channels, *crop), `weight` (1, *crop), `key` (2,).
+
+    Args:
+        folders: one a case.
+        condition: names of the condition's parts, joined along the channels in this order.
+        mean: per latent channel, of the training targets.
+        std: likewise, the deviation.
+        crop_size: edges of a crop in latent voxels; None: whole volumes.
+        flips: whether to take the mirrored encodings at random.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        condition: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_size: Sequence[int] | None,
+        flips: bool,
+        seed: int,
+    ) -> None:
+        self.folders = list(folders)
+        self.condition = list(condition)
+        self.mean = np.asarray(mean, np.float32)[:, None, None, None]
+        self.std = np.asarray(std, np.float32)[:, None, None, None]
+        self.flips = flips
+        self.seed = seed
+        self.sizes = [_cropped_size(_mapped(f / "weight.npy").shape, crop_size) for f in self.folders]
+
+    def __getitem__(self, request: Request) -> Item:
+        folder = self.folders[request.index]
+        generator = np.random.default_rng(item_seed(self.seed, request))
+        if self.flips and generator.random() < 0.5:
+            folder = folder / "flipped"
+        mask, valid = _mapped(folder / "mask.npy"), _mapped(folder / "weight.npy")
+        crop = place_crop(mask, valid, request.shape, generator)
+
+        def standardised(name: str) -> Tensor:
+            latents = _mapped(folder / f"{name}.npy")[(slice(None), *crop)]
+            return padded((latents - self.mean) / self.std, request.shape, 0)
+
+        return {
+            "target": standardised("target"),
+            "condition": torch.cat([standardised(name) for name in self.condition]),
+            "weight": padded(valid[crop][None], request.shape, 0),
+            "key": torch.tensor([request.batch, request.place]),
+        }

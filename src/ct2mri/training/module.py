@@ -1,0 +1,159 @@
+"""What the training of every stage has in common: seeds, optimiser, learning rate, and refusing a NaN."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ct2mri.diffusion import NoiseSettings, draw_timesteps
+from ct2mri.errors import RequestError
+from ct2mri.hub import resolve_pretrained
+from ct2mri.models import ScalableUNet
+from ct2mri.models.pretrained import WEIGHTS, load_exactly
+from ct2mri.options import TrainLatentsOptions, TrainOptions, TrainSlicesOptions
+
+Batch = dict[str, Tensor]
+DiffusionOptions = TrainSlicesOptions | TrainLatentsOptions
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or its gradient is no longer a finite number."""
+
+
+def generator_of(seed: int, key: Tensor) -> torch.Generator:
+    """The generator of one training item's noise: a function of the seed and the item's (batch, place)."""
+    batch, place = (int(n) for n in key)
+    state = np.random.SeedSequence((seed, batch, place, 1)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def draw_diffusion(
+    like: Tensor, keys: Tensor, settings: NoiseSettings, last_timestep_share: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Noise shaped like `like` (B, C, *spatial), and timesteps (B,), each item's from its own key (B, 2).
+
+    So they depend neither on how many processes share a batch, nor on what came before.
+    """
+    noises, timesteps = [], []
+    for key in keys:
+        generator = generator_of(seed, key)
+        timesteps.append(draw_timesteps(1, settings, last_timestep_share, generator))
+        noises.append(torch.randn(like.shape[1:], generator=generator))
+    return torch.stack(noises).to(like), torch.cat(timesteps).to(like.device)
+
+
+def load_initial_weights(model: nn.Module, init: str, stage: str) -> Path:
+    """Load a pipeline's weights of one stage, to be trained further.
+
+    Args:
+        model: to load them into.
+        init: a pipeline folder, or "owner/name".
+        stage: the stage's folder inside the pipeline.
+
+    Returns:
+        The stage's folder.
+
+    Raises:
+        RequestError: the pipeline has no such stage, or its network has other shapes.
+    """
+    from safetensors.torch import load_file
+
+    folder = resolve_pretrained(init) / stage
+    if not (folder / WEIGHTS).is_file():
+        raise RequestError(f"--init {init} holds no {stage}/{WEIGHTS}; give a pipeline that has this stage.")
+    load_exactly(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+    return folder
+
+
+def make_unet(
+    options: DiffusionOptions, *, spatial_dims: int, sample_channels: int, condition_channels: int
+) -> ScalableUNet:
+    """The network of a diffusion stage."""
+    return ScalableUNet(
+        spatial_dims=spatial_dims,
+        sample_channels=sample_channels,
+        condition_channels=condition_channels,
+        out_channels=sample_channels,
+        base_channels=options.base_channels,
+        channel_multipliers=options.channel_multipliers,
+        attention_levels=options.attention_levels,
+        num_res_blocks=options.num_res_blocks,
+        norm_num_groups=options.norm_num_groups,
+        num_heads=options.num_heads,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+
+
+class StageModule(lightning.LightningModule):
+    """Trains one network: it has a model, and a loss of a batch.
+
+    Args:
+        options: how to train.
+        model: what to train.
+    """
+
+    def __init__(self, options: TrainOptions, model: nn.Module) -> None:
+        super().__init__()
+        self.train_options = options
+        self.model = model
+        self.run_folder: Path | None = None
+        self.losses: list[Tensor] = []
+        self.step_numbers: dict[str, float] = {}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch, kept for the log."""
+        loss = self.loss(batch)
+        self.losses.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the learning rate rises linearly, then stays or falls to zero along a cosine."""
+        options = self.train_options
+        optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+
+        def factor(step: int) -> float:
+            if step < options.warmup_steps:
+                return (step + 1) / (options.warmup_steps + 1)
+            if options.decay == "constant":
+                return 1.0
+            after = (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limit the gradient's norm; stop before a gradient that is not finite can ruin the weights.
+
+        Gradients are those of all processes by now, so that all stop together.
+        """
+        limit = self.train_options.gradient_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.step_numbers = {
+            "gradient_norm": float(norm),
+            "learning_rate": float(optimizer.param_groups[0]["lr"]),
+        }
+        if not math.isfinite(self.step_numbers["gradient_norm"]):
+            self._stop_diverged()
+
+    def _stop_diverged(self) -> None:
+        assert self.run_folder is not None
+        step = self.trainer.global_step + 1
+        loss = float(torch.stack(self.losses).mean())
+        state = self.run_folder / f"stopped-at-step-{step}.ckpt"
+        self.trainer.save_checkpoint(state)
+        what = f"the loss was {loss}" if not math.isfinite(loss) else "its gradient was not finite"
+        raise TrainingDivergedError(
+            f"Training stopped at step {step}: {what}. {state} holds the state before that step, and "
+            "last.ckpt the last one that was validated; train again with a lower --learning_rate or --precision 32."
+        )

@@ -1,0 +1,249 @@
+"""Training of the 2D diffusion model (2D-SDM), which draws target slices from source slices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase, PreparedDataset
+from ct2mri.data.datasets import SliceDataset
+from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
+from ct2mri.errors import RequestError
+from ct2mri.files import write_json
+from ct2mri.options import TrainSlicesOptions
+from ct2mri.stages import SlicesStage
+from ct2mri.training.loop import check_options, fit
+from ct2mri.training.module import Batch, StageModule, draw_diffusion, load_initial_weights, make_unet
+from ct2mri.training.pictures import strip
+from ct2mri.training.run import RunFolder
+from ct2mri.training.supervisor import Validation
+
+PLANES = 4
+"""Slices of each validation case and orientation, spread evenly over the body."""
+SHOWN_CASES = 4
+
+
+class SlicesModule(StageModule):
+    """Has a 2D scalable U-Net, trained to denoise target slices given source slices."""
+
+    def __init__(self, options: TrainSlicesOptions, source_channels: int) -> None:
+        super().__init__(
+            options,
+            make_unet(options, spatial_dims=2, sample_channels=1, condition_channels=source_channels),
+        )
+        self.options = options
+        self.settings = NoiseSettings.from_options(options)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The diffusion loss of a batch of slices (B, ·, H, W), over valid pixels."""
+        target, options = batch["target"], self.options
+        noise, timestep = draw_diffusion(
+            target, batch["key"], self.settings, options.last_timestep_share, options.seed
+        )
+        network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
+        output = self.model(network_input, timestep, batch["source"])
+        return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Some slices of one case in one orientation: `source` (n, C, H, W); the others (n, 1, H, W)."""
+
+    orientation: Orientation
+    source: Tensor
+    target: Tensor
+    weight: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, case: PreparedCase, orientation: Orientation) -> "Planes":
+        """Slices at even distances through the body."""
+        axis = SLICE_AXIS[orientation]
+        wanted = case.mask & case.valid
+        indices = np.flatnonzero(wanted.any(axis=tuple(a for a in range(3) if a != axis)))
+        places = np.linspace(0, len(indices) - 1, PLANES + 2)[1:-1]
+        chosen = np.unique(indices[np.rint(places).astype(int)])
+
+        def planes(array: NDArray[np.generic]) -> Tensor:
+            """(C, i, j, k) → (n, C, H, W)."""
+            stack = np.moveaxis(array.take(chosen, axis + 1), axis + 1, 0)
+            return torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
+
+        return cls(
+            orientation,
+            source=planes(case.source),
+            target=planes(case.target[None]).clamp(-1, 1),
+            weight=planes(case.valid[None]),
+            inside=planes(wanted[None]),
+        )
+
+
+class SlicesValidation:
+    """Compares drawn slices of unseen patients with the real ones, always the same with the same noise.
+
+    The best weights are those whose slices, sampled as they will be in use, have the lowest mean absolute
+    error (`l1`) in the body; `loss` is the training loss at fixed timesteps.
+
+    Args:
+        cases: validation cases.
+        options: how the network is trained.
+        names: of source and target in the pictures.
+    """
+
+    def __init__(
+        self, cases: Sequence[PreparedCase], options: TrainSlicesOptions, names: tuple[str, str]
+    ) -> None:
+        self.options = options
+        self.names = names
+        self.planes = [
+            Planes.of(case, orientation)
+            for case in cases
+            for orientation in case.planes()
+            if orientation in options.orientations and bool((case.mask & case.valid).any())
+        ]
+
+    def __call__(self, module: SlicesModule) -> Validation:
+        """Sample, compare, and show."""
+        losses, errors, squares, rows = [], [], [], dict[str, list[list[NDArray[np.float32]]]]()
+        for number, planes in enumerate(self.planes):
+            noise = SeededNoise(number)
+            source, target = planes.source.to(module.device), planes.target.to(module.device)
+            losses.append(self._loss(module, planes, noise))
+
+            def step_noise(step: int, noise: SeededNoise = noise, like: Tensor = target) -> Tensor:
+                return noise(tuple(like.shape), stage="slices", step=step)
+
+            drawn = sample(
+                module.model,
+                source,
+                step_noise(-1).to(target),
+                module.settings,
+                sampler=self.options.sampler,
+                num_inference_steps=self.options.num_inference_steps,
+                step_noise=step_noise,
+            )
+            drawn = drawn.float().cpu().clamp(-1, 1)
+            difference = (drawn - planes.target)[planes.inside > 0] / 2  # in units of the target's range
+            errors.append(float(difference.abs().mean()))
+            squares.append(float(difference.square().mean()))
+            shown = rows.setdefault(planes.orientation, [])
+            if len(shown) < SHOWN_CASES:
+                middle = len(drawn) // 2
+                images = (planes.source[middle, 0], drawn[middle, 0], planes.target[middle, 0])
+                shown.append([image.numpy() for image in images])
+        source_name, target_name = self.names
+        numbers = {
+            "loss": float(np.mean(losses)),
+            "l1": float(np.mean(errors)),
+            "psnr": float(np.mean(-10 * np.log10(np.maximum(squares, 1e-12)))),
+        }
+        columns = (source_name, "drawn", f"real {target_name}")
+        return Validation(
+            score=numbers["l1"],
+            numbers=numbers,
+            pictures={name: strip(columns, shown) for name, shown in rows.items()},
+        )
+
+    def _loss(self, module: SlicesModule, planes: Planes, noise: SeededNoise) -> float:
+        """The training loss at timesteps spread evenly, the last one among them."""
+        device, settings = module.device, module.settings
+        target = planes.target.to(device)
+        timestep = torch.linspace(settings.last_timestep, 0, len(target) + 1)[:-1].long().to(device)
+        fixed = noise(tuple(target.shape), stage="loss").to(target)
+        network_input, training_target = noisy_sample(target, fixed, timestep, settings)
+        output = module.model(network_input, timestep, planes.source.to(device))
+        weight = planes.weight.to(device)
+        return float(diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight))
+
+
+def _write_best(module: SlicesModule, folder: Path) -> None:
+    options = module.options
+    SlicesStage(
+        module.model,
+        module.settings,
+        sampler=options.sampler,
+        num_inference_steps=options.num_inference_steps,
+        orientations=tuple(options.draft_orientations),
+    ).save_stage(folder)
+
+
+def fold_patients(patients: Sequence[str], folds: int, seed: int) -> list[list[str]]:
+    """Deal patients out to folds, each to one: fold n's model never sees the n-th list.
+
+    Raises:
+        RequestError: there are too few patients, or one fold, which would leave nobody to train on.
+    """
+    if folds == 0:
+        return []
+    if folds < 0 or folds == 1 or folds > len(patients):
+        raise RequestError(
+            f"--folds is 0 (none) or from 2 to the number of training patients ({len(patients)}), "
+            f"got {folds}."
+        )
+    order = np.random.default_rng(seed).permutation(sorted(patients))
+    return [sorted(str(patient) for patient in share) for share in np.array_split(order, folds)]
+
+
+def train_slices(options: TrainSlicesOptions) -> None:
+    """Train the main model into RUN and each fold's model into RUN/fold-N.
+
+    Raises:
+        RequestError: the options contradict one another, the machine, the data set or the run folder.
+    """
+    check_options(options)
+    settings = NoiseSettings.from_options(options)
+    check_steps(options.num_inference_steps, settings)
+    if not options.orientations:
+        raise RequestError("--orientations needs at least one of axial, coronal, sagittal, got none.")
+    if unseen := [name for name in options.draft_orientations if name not in options.orientations]:
+        raise RequestError(
+            f"--draft_orientations names {unseen[0]}, which is not among --orientations "
+            f"({', '.join(options.orientations)}); a model drafts only what it is trained on."
+        )
+    dataset = PreparedDataset(options.data)
+    plan = dataset.plan
+    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
+    validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
+    folds = fold_patients(sorted({case.patient_id for case in training}), options.folds, options.seed)
+
+    validation = SlicesValidation(
+        validating[: options.validation_cases],
+        options,
+        (plan.source_modality.upper(), plan.target_modality.upper()),
+    )
+    if not validation.planes:
+        raise RequestError(
+            f"{options.data} has no validation case with a slice to look at in --orientations "
+            f"{' '.join(options.orientations)}; prepare it with a larger --validation_fraction."
+        )
+
+    def make_module() -> SlicesModule:
+        module = SlicesModule(options, plan.channels)
+        if options.init is not None:
+            load_initial_weights(module.model, options.init, "slices")
+        return module
+
+    def train_one(run: Path, left_out: Sequence[str]) -> None:
+        items = SliceDataset(
+            [case for case in training if case.patient_id not in left_out],
+            orientations=options.orientations,
+            crop_size=options.crop_size,
+            flips=options.flips,
+            seed=options.seed,
+        )
+        if len(items) == 0:
+            raise RequestError(
+                f"{options.data} has no training slice that shows the body in --orientations "
+                f"{' '.join(options.orientations)}."
+            )
+        fit(RunFolder(run, "slices", options, plan), make_module, items, validation, _write_best)
+
+    train_one(options.output_dir, [])
+    if folds:
+        write_json(options.output_dir / "folds.json", {"folds": folds})
+    for number, left_out in enumerate(folds):
+        train_one(options.output_dir / f"fold-{number}", left_out)

@@ -1,0 +1,164 @@
+"""Watches over a training: validates, keeps the best weights, saves the state, logs, shows progress."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ct2mri.files import atomic_path
+from ct2mri.training.averaging import Averaging
+from ct2mri.training.log import RunLog
+from ct2mri.training.module import StageModule
+from ct2mri.training.run import CHECKPOINT
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found.
+
+    Attributes:
+        score: what the best weights are chosen by; the lowest is best.
+        numbers: for the log, the score among them.
+        pictures: by name, uint8 (height, width).
+    """
+
+    score: float
+    numbers: Mapping[str, float]
+    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+class Supervisor(Callback):
+    """Validates and saves every so many steps, and at the end.
+
+    Validation sees the averaged weights; the best go to RUN/best. The state is saved after each validation,
+    so that a resumed run repeats neither more nor less than what came after it.
+
+    Args:
+        run: the run folder.
+        validate: called with the module in evaluation mode; gives the same answer on all processes.
+        write_best: called with the module and a path; writes the stage's folder there.
+        averaging: the averaged weights, if there are any.
+        every: steps between validations.
+        max_steps: of the training.
+        first_step: steps done before, in a training that is resumed.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        validate: Callable[[Any], Validation],
+        write_best: Callable[[Any, Path], None],
+        averaging: Averaging | None,
+        every: int,
+        max_steps: int,
+        first_step: int,
+    ) -> None:
+        self.run = run
+        self.validate = validate
+        self.write_best = write_best
+        self.averaging = averaging
+        self.every = every
+        self.max_steps = max_steps
+        self.first_step = first_step
+        self.step = first_step
+        self.best_score = math.inf
+        self.best_step = 0
+        self.seconds = 0.0
+        self.started = time.perf_counter()
+        self.log: RunLog | None = None
+        self.bar: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know."""
+        return {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "seconds": self.total_seconds(),
+        }
+
+    def total_seconds(self) -> float:
+        """How long the training has run, with what came before it was resumed."""
+        return self.seconds + time.perf_counter() - self.started
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.best_score = state_dict["best_score"]
+        self.best_step = state_dict["best_step"]
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Open the logs."""
+        self.started = time.perf_counter()
+        if trainer.is_global_zero:
+            self.log = RunLog(self.run, self.first_step)
+            self.bar = tqdm(
+                total=self.max_steps,
+                initial=self.first_step,
+                desc=self.run.name,
+                unit="step",
+                mininterval=0.5,
+            )
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log a step; validate and save where it is time."""
+        assert isinstance(pl_module, StageModule)
+        if trainer.global_step == self.step:
+            return  # gradients are still being added up
+        self.step = trainer.global_step
+        loss = torch.stack(pl_module.losses).mean()
+        pl_module.losses.clear()
+        loss = trainer.strategy.reduce(loss, reduce_op="mean")
+        if self.log is not None:
+            self.log.train(self.step, {"loss": float(loss), **pl_module.step_numbers})
+            self.bar.update(1)
+            self.bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+        if self.step % self.every == 0 or self.step == self.max_steps:
+            self._validate(trainer, pl_module)
+            self._save(trainer)
+
+    def _validate(self, trainer: lightning.Trainer, module: StageModule) -> None:
+        module.eval()
+        weights = self.averaging.averaged(module) if self.averaging is not None else nullcontext()
+        with weights, torch.no_grad(), trainer.precision_plugin.forward_context():
+            found = self.validate(module)
+            if found.score < self.best_score:
+                self.best_score, self.best_step = found.score, self.step
+                if trainer.is_global_zero:
+                    self.write_best(module, self.run / "best")
+        module.train()
+        if self.log is not None:
+            self.log.validate(self.step, found.numbers, found.pictures)
+            numbers = ", ".join(f"{name} {number:.4g}" for name, number in found.numbers.items())
+            note = " (best so far)" if self.best_step == self.step else ""
+            tqdm.write(f"step {self.step}: {numbers}{note}")
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.run / CHECKPOINT)  # all processes take part, the first one writes
+            return
+        with atomic_path(self.run / CHECKPOINT) as temporary:
+            trainer.save_checkpoint(temporary)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Close the logs, however the training ended."""
+        if self.log is not None:
+            self.log.close()
+            self.bar.close()

@@ -1,0 +1,145 @@
+"""Training of the VQ-VAE, whose latent space the 3D stage works in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ct2mri.data.cases import PreparedCase, PreparedDataset
+from ct2mri.data.datasets import VolumeDataset
+from ct2mri.errors import RequestError
+from ct2mri.models import VQVAE, codes_in_use, perplexity
+from ct2mri.options import TrainVqvaeOptions
+from ct2mri.stages import save_vqvae
+from ct2mri.training.loop import check_options, fit
+from ct2mri.training.module import Batch, StageModule, load_initial_weights
+from ct2mri.training.pictures import strip
+from ct2mri.training.run import RunFolder
+from ct2mri.training.supervisor import Validation
+
+SHOWN_CASES = 4
+
+
+class VqvaeModule(StageModule):
+    """Has a 3D VQ-VAE, trained to reconstruct target volumes and drafts of them."""
+
+    def __init__(self, options: TrainVqvaeOptions) -> None:
+        model = VQVAE(
+            spatial_dims=3,
+            hidden_channels=options.hidden_channels,
+            num_res_blocks=options.num_res_blocks,
+            embedding_dim=options.embedding_dim,
+            num_embeddings=options.num_embeddings,
+            commitment_cost=options.commitment_cost,
+            latent_activation=options.latent_activation,
+            codebook_update=options.codebook_update,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+        super().__init__(options, model)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Squared error of a batch of crops (B, 1, i, j, k) over valid voxels, and the codebook's loss."""
+        image, weight = batch["image"], batch["weight"]
+        reconstruction, vq_loss, _ = self.model(image)
+        axes = tuple(range(1, image.ndim))
+        error = (weight * (reconstruction - image) ** 2).sum(axes) / weight.sum(axes).clamp(min=1)
+        loss: Tensor = error.mean() + vq_loss
+        return loss
+
+
+class VqvaeValidation:
+    """Reconstructs the middle of unseen patients' targets, always the same.
+
+    The best weights are those with the lowest mean absolute error (`l1`) in the body.
+
+    Args:
+        cases: validation cases.
+        crop_size: largest part to reconstruct, voxels along i, j, k.
+        target_name: of the target in the pictures.
+    """
+
+    def __init__(self, cases: Sequence[PreparedCase], crop_size: Sequence[int], target_name: str) -> None:
+        self.target_name = target_name
+        self.crops = []
+        for case in cases:
+            starts = [max(0, (n - c) // 2) for n, c in zip(case.spatial_shape, crop_size, strict=True)]
+            crop = tuple(slice(s, s + c) for s, c in zip(starts, crop_size, strict=True))
+            inside = np.array(case.mask[crop] & case.valid[crop])
+            if inside.any():
+                self.crops.append((np.array(case.target[crop]).clip(-1, 1), inside))
+
+    def __call__(self, module: VqvaeModule) -> Validation:
+        """Reconstruct, compare, and show."""
+        errors, squares, codes = list[float](), list[float](), list[Tensor]()
+        rows: list[list[NDArray[np.float32]]] = []
+        for target, inside in self.crops:
+            image = torch.from_numpy(target)[None, None].to(module.device)
+            reconstruction, _, used = module.model(image)
+            codes.append(used.flatten())
+            result = reconstruction[0, 0].float().cpu().numpy()
+            difference = (result - target)[inside] / 2  # in units of the target's range
+            errors.append(float(np.abs(difference).mean()))
+            squares.append(float(np.square(difference).mean()))
+            if len(rows) < SHOWN_CASES:
+                middle = result.shape[2] // 2
+                rows.append([target[:, :, middle], result[:, :, middle]])
+        numbers = {
+            "l1": float(np.mean(errors)),
+            "psnr": float(np.mean(-10 * np.log10(np.maximum(squares, 1e-12)))),
+            "codes_in_use": float(codes_in_use(torch.cat(codes))),
+            "perplexity": perplexity(torch.cat(codes)),
+        }
+        columns = (f"real {self.target_name}", "reconstructed")
+        return Validation(
+            score=numbers["l1"], numbers=numbers, pictures={"reconstruction": strip(columns, rows)}
+        )
+
+
+def _write_best(module: VqvaeModule, folder: Path) -> None:
+    assert isinstance(module.model, VQVAE)
+    save_vqvae(module.model, folder)
+
+
+def train_vqvae(options: TrainVqvaeOptions) -> None:
+    """Train on the targets of a prepared data set, and on their drafts where they are drawn already.
+
+    Everything is computed in float32, and the weights are not averaged: neither agrees with a codebook.
+
+    Raises:
+        RequestError: the options contradict one another, the machine, the data set or the run folder.
+    """
+    check_options(options)
+    if options.precision == "bf16":
+        raise RequestError(
+            "The VQ-VAE is trained in float32, since bfloat16 moves latents to other codes; got --precision bf16, "
+            "give auto or 32."
+        )
+    if len(options.crop_size) != 3 or any(edge < 4 or edge % 4 for edge in options.crop_size):
+        raise RequestError(
+            f"--crop_size is three multiples of 4, got {options.crop_size}; the VQ-VAE halves each axis twice."
+        )
+    dataset = PreparedDataset(options.data)
+    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
+    validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
+    if not training:
+        raise RequestError(f"{options.data} has no training case; prepare it with smaller other fractions.")
+    items = VolumeDataset(training, crop_size=options.crop_size, flips=options.flips, seed=options.seed)
+    validation = VqvaeValidation(
+        validating[: options.validation_cases], options.crop_size, dataset.plan.target_modality.upper()
+    )
+    if not validation.crops:
+        raise RequestError(
+            f"{options.data} has no validation case; prepare it with a larger --validation_fraction."
+        )
+
+    def make_module() -> VqvaeModule:
+        module = VqvaeModule(options)
+        if options.init is not None:
+            load_initial_weights(module.model, options.init, "vqvae")
+        return module
+
+    folder = RunFolder(options.output_dir, "vqvae", options, dataset.plan)
+    fit(folder, make_module, items, validation, _write_best, averaged=False)
