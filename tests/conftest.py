@@ -59,7 +59,7 @@ def write_dicom_slice() -> Callable[..., None]:
     def write(path: Path, stored: np.ndarray, position: Any = (0, 0, 0), **tags: Any) -> None:
         meta = pydicom.dataset.FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         header = pydicom.dataset.FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
         header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID

@@ -2,6 +2,7 @@ import gzip
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -249,6 +250,42 @@ def test_damaged_compression_is_refused(volume: Volume, tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"no NIfTI at all" * 100))
     with pytest.raises(RequestError, match="cannot be read as NIfTI"):
         load_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".dcm", ".zip"])
+@pytest.mark.filterwarnings("ignore")
+def test_damage_anywhere_is_at_worst_a_refusal(
+    suffix: str, volume: Volume, write_dicom_slice, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_dicom_slice(tmp_path / "1.dcm", np.arange(900, dtype=np.int16).reshape(30, 30))
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(tmp_path / "1.dcm", "1.dcm")
+    elif suffix == ".dcm":
+        shutil.copy(tmp_path / "1.dcm", path)
+    else:
+        save_volume(volume, path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for turn in range(120):
+        damaged = bytearray(whole)
+        if turn % 3 == 0:
+            damaged = damaged[: rng.integers(len(whole))]
+        elif turn % 3 == 1:
+            damaged = bytearray(rng.bytes(rng.integers(2000)))
+        else:
+            for place in rng.integers(0, min(800, len(whole)), 3):
+                damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_volume(path)
+        except RequestError as error:
+            refused += 1
+            assert path.name in str(error)
+            assert "\n" not in str(error)
+    assert refused > 60
 
 
 def test_an_affine_that_cannot_be_inverted_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Headers are read with pydicom, pixels (compressed ones too) with SimpleITK's GDC
 
 import shutil
 import zipfile
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import pydicom
 import SimpleITK
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 from tqdm import tqdm
 
 from ct2mri.data.geometry import from_sitk
@@ -103,7 +103,7 @@ def unpack_zip(path: Path, folder: Path) -> list[Path]:
                 with archive.open(member) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 files.append(file)
-    except (zipfile.BadZipFile, EOFError, zipfile.LargeZipFile, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         # RuntimeError: encrypted; NotImplementedError: a compression Python does not know
         raise RequestError(
             f"{path.name} cannot be unpacked (damaged, cut short or locked with a password); "
@@ -172,7 +172,7 @@ def _read_headers(files: list[Path]) -> tuple[dict[str, _Slices], int]:
             # Some exports lack the mark at the beginning; then the name alone says DICOM.
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             list(header)  # values are parsed when looked at
-        except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError) as error:
+        except Exception as error:  # on damaged headers pydicom raises whatever its parsing stumbles over
             raise RequestError(
                 f"The header of {path.name} is damaged; export the series again, or take the file away."
             ) from error
@@ -312,6 +312,8 @@ def _read_pixels(files: list[Path], name: str) -> SimpleITK.Image:
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+    display = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # it would report unevenness that was judged above
     try:
         image: SimpleITK.Image = reader.Execute()
     except RuntimeError as error:
@@ -319,6 +321,8 @@ def _read_pixels(files: list[Path], name: str) -> SimpleITK.Image:
             f"The pixels of {name} cannot be read: a file is damaged or compressed in an unknown way; "
             "export the series again, uncompressed."
         ) from error
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(display)
     return image
 
 

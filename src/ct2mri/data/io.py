@@ -145,7 +145,7 @@ def _load_nifti(path: Path) -> Volume:
         units = header.get_xyzt_units()[0]
     except RequestError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise RequestError(
             f"{path.name} cannot be read as NIfTI: it is damaged or cut short "
             f"({_first_line(error)}); copy or export it again."
