@@ -1,7 +1,7 @@
 """The plan of a data set: how volumes are brought to the networks, and who is trained on.
 
-`prepare` decides a plan from the data, a person can read and edit it as `plan.json`, and `translate` replays
-it on new volumes. `prepare_source` and `restore_to_input` are the one way from a volume to the networks and back.
+`prepare` decides a plan, a person can read and edit it as `plan.json`, `translate` replays it on new volumes.
+`prepare_source` and `restore_to_input` are the one way from a volume to the networks and back.
 """
 
 import json
@@ -73,7 +73,7 @@ class Fingerprint:
         body_area_cm2: median area of the body over its axial slices; None for single slices.
         hu_percentiles: "1", "50" and "99" → range of that percentile in the body; None where not in HU.
         tissue_fractions: "air", "fat", "soft_tissue", "bone" → range of the share of the body; None likewise.
-        contrast_share: share of the cases given contrast agent among those whose header says; None: none says.
+        contrast_share: share given contrast agent among the cases whose header tells; None: none does.
         looks_like: anatomy that most cases look like; None where they do not agree or cannot tell.
     """
 
