@@ -107,7 +107,7 @@ def draw_phantom(
     shape, affine, to_template = _pose(pose_rng, atlas, edges)
     ct_noise = _ct_noise(value_rng, edges)
     values = draw_values(value_rng, draw_sequence(value_rng), ct_noise)
-    warp = [SmoothNoise(shape_rng, 80) for _ in range(3)], float(shape_rng.uniform(1.0, 2.2))
+    warp = [SmoothNoise(shape_rng, 95) for _ in range(3)], float(shape_rng.uniform(0.7, 1.7))
     canvas = Canvas(shape, to_template, values, warp)
     _DRAW[anatomy](canvas, shape_rng)
     ct = _scan_ct(ct_rng, canvas, edges, ct_noise)
@@ -144,9 +144,8 @@ def write_phantoms(options: PhantomOptions) -> None:
             if options.labels:
                 save_volume(phantom.labels, temporary / "labels.nii.gz", description, "uint8")
         written += 1
-    print(
-        f"{written} {options.anatomy} phantoms written to {options.output_dir}, {options.cases - written} were there."
-    )
+    there = options.cases - written
+    print(f"{written} {options.anatomy} phantoms written to {options.output_dir}, {there} were there before.")
 
 
 def _spacing(
@@ -193,7 +192,8 @@ def _rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.floa
     rotate_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     rotate_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     rotate_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return rotate_z @ rotate_y @ rotate_x
+    rotation: NDArray[np.float64] = rotate_z @ rotate_y @ rotate_x
+    return rotation
 
 
 def _ct_noise(rng: np.random.Generator, edges: tuple[float, float, float]) -> float:
@@ -208,21 +208,21 @@ def _scan_ct(
     """HU → blur by the point-spread function → cupping → correlated noise."""
     width = rng.uniform(0.35, 0.6)  # mm, deviation of the point-spread function
     hu = ndimage.gaussian_filter(canvas.hu, [width / edge for edge in edges], mode="nearest")
-    bone = float(np.mean(canvas.labels == Tissue.CORTICAL_BONE))
-    if bone > 0:
-        hu += _cupping(rng, canvas, edges)
+    hu += _cupping(rng, canvas, edges)
     grain = rng.standard_normal(hu.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(grain, [rng.uniform(0.5, 0.9)] * 2 + [0.3])
     hu += grain * np.float32(noise / grain.std())
-    return np.clip(hu, -1024, 3071)
+    clipped: Array = np.clip(hu, -1024, 3071)
+    return clipped
 
 
 def _cupping(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float]) -> Array:
     """Beam hardening that its correction left: tissue near bone is a few HU brighter than far from it."""
     bone = np.isin(canvas.labels, [Tissue.CORTICAL_BONE, Tissue.TOOTH]).astype(np.float32)
-    near = ndimage.gaussian_filter(bone, [14 / edge for edge in edges], truncate=2.5)
+    near: Array = ndimage.gaussian_filter(bone, [14 / edge for edge in edges], truncate=2.5)
     near[canvas.labels == Tissue.AIR] = 0
-    return near * np.float32(rng.uniform(6, 18))
+    near *= np.float32(rng.uniform(6, 18))
+    return near
 
 
 def _scan_mr(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float]) -> Array:

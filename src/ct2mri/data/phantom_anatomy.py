@@ -24,7 +24,7 @@ class SmoothNoise:
     Args:
         rng: source of randomness.
         wavelength: typical length of one wave in mm.
-        band_pass: leave out waves much longer than `wavelength`, so that the function changes sign everywhere.
+        band_pass: leave out much longer waves, so that the function changes sign everywhere.
     """
 
     SIZE = 48  # lattice points along each axis; the function repeats after SIZE * step
@@ -50,7 +50,7 @@ class SmoothNoise:
         for axis in range(3):
             rise = (np.roll(self.lattice, -1, axis) - np.roll(self.lattice, 1, axis)) / (2 * self.step)
             gradient += rise * rise
-        # Where the function is flat the first-order distance has no bound; a share of the mean slope gives it one.
+        # Where the function is flat the first-order distance has no bound; part of the mean slope gives one.
         slope = np.sqrt(gradient + 0.05 * gradient.mean())
         return SignedDistance(np.clip(self.lattice / slope, -limit, limit), self.step)
 

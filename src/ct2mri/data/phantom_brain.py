@@ -46,10 +46,10 @@ def draw_brain_shape(rng: np.random.Generator) -> BrainShape:
     """A brain between young (narrow sulci and ventricles) and old (wide ones)."""
     age = rng.uniform(0, 1)
     return BrainShape(
-        csf=1.3 + 1.6 * age + rng.uniform(-0.3, 0.3),
-        sulcus=0.35 + 0.6 * age,
-        sulcus_depth=rng.uniform(13, 18),
-        cortex=rng.uniform(2.7, 3.4),
+        csf=1.0 + 1.5 * age + rng.uniform(-0.2, 0.3),
+        sulcus=0.4 + 0.45 * age,
+        sulcus_depth=rng.uniform(12, 17),
+        cortex=rng.uniform(2.4, 3.1),
         ventricles=0.75 + 0.8 * age + rng.uniform(-0.1, 0.2),
         fissure=0.8 + 0.8 * age,
     )
@@ -80,7 +80,7 @@ def draw_brain(canvas: Canvas, rng: np.random.Generator, region: Region, cavity:
 def _tentorium(region: Region, x: Array) -> Array:
     """Height in mm above the sheet that bears the occipital lobes; below it lies the cerebellum."""
     behind = np.clip(-(region.y + 42), 0, None)
-    return region.z - (-3 - 0.0075 * x * x - 0.24 * behind)
+    return region.z - (-3 - 0.011 * x * x * np.clip(1 - behind / 110, 0.5, 1) - 0.18 * behind)
 
 
 def _paint_folds(
@@ -97,14 +97,14 @@ def _paint_folds(
     side = np.abs(x)
     # The hull: the skull's inside above the tentorium, without the cisterns around the brain stem.
     hull = cavity + np.float32(shape.csf) + 0.5 * region.noise(SmoothNoise(rng, 30))
-    hull = np.maximum(hull, -smooth_maximum(tent - 1.5, y + 28, 5))
+    hull = np.maximum(hull, -smooth_maximum(tent - 1.0, y + 28, 4))
     hull = smooth_maximum(hull, -ellipsoid(region, (0, -18, -24), (19, 25, 17)), 5)
 
     # Between the hemispheres a fissure, but for the middle where they are joined.
     joined = ellipsoid(region, (0, -7, 8), (40, 37, 25))
     fissure = np.maximum(side - np.float32(shape.fissure), -joined)
     # The lateral fissure runs from the front below to the back above and opens onto the insula.
-    slope = z - (-6 - 0.42 * (y - 12)) + 1.5 * region.noise(SmoothNoise(rng, 25))
+    slope = z - (-6 - 0.42 * (y - 12)) + 2.5 * region.noise(SmoothNoise(rng, 28))
     lateral = np.maximum(np.abs(slope) - np.float32(0.9 + shape.sulcus), 37 - side)
     lateral = np.maximum(lateral, np.abs(y + 10) - 34)
     insula = np.maximum(np.abs(side - 38) - np.float32(0.5 + 0.8 * shape.sulcus), np.abs(slope + 4) - 15)
@@ -119,7 +119,7 @@ def _paint_folds(
     ray_z = z - 12
     length = np.sqrt(ray_x * ray_x + ray_y * ray_y + ray_z * ray_z) + np.float32(1e-3)
     reach = 1 + depth / np.maximum(length, 8)
-    folds = SmoothNoise(rng, 27, band_pass=True).distance_to_zero(12)
+    folds = SmoothNoise(rng, 26.5, band_pass=True).distance_to_zero(12)
     wobble = 0.3 * depth * region.noise(SmoothNoise(rng, 28))  # sulci lean and bend
     surface_x = np.sign(x) * 22 + ray_x * reach + wobble + np.sign(x) * 300
     wall = np.abs(folds(surface_x, y - ray_y + ray_y * reach, z - ray_z + ray_z * reach + wobble)) / reach
@@ -197,10 +197,10 @@ def _paint_cerebellum(
     shape: BrainShape,
 ) -> None:
     """Two hemispheres and the vermis, in thin leaves around a branching white core."""
-    halves = [ellipsoid(region, (side * 25, -68, -38), (31, 34, 29)) for side in (-1, 1)]
-    hull = smooth_minimum(smooth_minimum(*halves, 8), ellipsoid(region, (0, -64, -32), (13, 26, 25)), 8)
-    hull = smooth_maximum(hull, tent + 2.5, 4)
-    hull = smooth_maximum(hull, cavity + np.float32(shape.csf), 4)
+    halves = [ellipsoid(region, (side * 25, -66, -36), (32, 40, 31)) for side in (-1, 1)]
+    hull = smooth_minimum(smooth_minimum(*halves, 8), ellipsoid(region, (0, -60, -28), (16, 28, 26)), 8)
+    hull = smooth_maximum(hull, tent + 1.2, 2)
+    hull = smooth_maximum(hull, cavity + np.float32(0.6 + shape.csf), 4)
     canvas.paint(region, Tissue.GREY_MATTER, hull)
     # Leaves lie around a transverse axis: fissures at regular angles, bent by noise.
     y, z = region.y + 46, region.z + 34
@@ -215,7 +215,7 @@ def _paint_cerebellum(
     core = np.minimum(core, ellipsoid(region, (0, -54, -33), (8, 10, 6)))
     branches = np.maximum((radius / 5) - lobes - 2.6 + 0.06 * radius, hull + 5)
     canvas.paint(region, Tissue.WHITE_MATTER, smooth_minimum(core, branches, 2), share=0.85)
-    slit = np.maximum(np.maximum(fissure - 0.3, hull), -(hull + 6))
+    slit = np.maximum(np.maximum(fissure - 0.4, hull), -(hull + 8))
     canvas.paint(region, Tissue.CSF, slit, share=0.55)
 
 

@@ -1,14 +1,14 @@
 """Head phantoms: skull with face, teeth and neck, airways, eyes, muscles and fat, around the brain.
 
-Coordinates are template millimetres as in stereotactic atlases: x right, y anterior, z superior, the origin at
-the anterior commissure.
+Coordinates are template millimetres as in stereotactic atlases: x right, y anterior, z superior, the origin
+at the anterior commissure.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ct2mri.data import phantom_brain
+from ct2mri.data import phantom_brain, phantom_face
 from ct2mri.data.phantom_anatomy import (
     Array,
     Canvas,
@@ -24,7 +24,7 @@ from ct2mri.data.phantom_anatomy import (
 )
 from ct2mri.data.phantom_tissues import Tissue
 
-MEAN_SIZE = 0.95  # the template's proportions are those of an atlas, whose brain is larger than most
+MEAN_SIZE = 0.965  # the template's proportions are those of an atlas, whose brain is larger than most
 BOX: tuple[Point, Point] = ((-86, -118, -140), (86, 112, 94))
 
 
@@ -45,7 +45,7 @@ class HeadShape:
 def draw_head(canvas: Canvas, rng: np.random.Generator) -> None:
     """Paint one head."""
     shape = HeadShape(
-        skull=rng.uniform(5.2, 8.0),
+        skull=rng.uniform(4.8, 7.4),
         cortical=rng.uniform(1.3, 2.0),
         skin=rng.uniform(1.6, 2.3),
         fat=rng.uniform(0.6, 1.7),
@@ -62,11 +62,11 @@ def draw_head(canvas: Canvas, rng: np.random.Generator) -> None:
     _paint_face_bones(canvas, rng, shape)
     _paint_skull(canvas, whole, cavity, thickness, shape)
     _paint_spine(canvas, rng)
-    _paint_airways(canvas, rng, shape)
+    phantom_face.draw_airways(canvas, rng, shape.frontal_sinus)
     for side in (-1, 1):
-        _paint_ear(canvas, rng, side)
-        _paint_orbit(canvas, rng, side)
-    _paint_teeth(canvas, rng, shape)
+        phantom_face.draw_ear(canvas, rng, side)
+        phantom_face.draw_orbit(canvas, rng, side)
+    phantom_face.draw_teeth(canvas, rng)
     inside = canvas.region(*phantom_brain.BOX)
     phantom_brain.draw_brain(canvas, rng, inside, cavity[inside.box])
 
@@ -99,14 +99,19 @@ def _skull_thickness(rng: np.random.Generator, region: Region, shape: HeadShape)
 def _outline(rng: np.random.Generator, region: Region, skull: Array, shape: HeadShape) -> Array:
     """Signed distance to the skin."""
     x, y, z = region.x, region.y, region.z
-    scalp = 5.2 + 2.2 * shape.fat + 0.5 * region.noise(SmoothNoise(rng, 50))
+    scalp = 3.8 + 2.4 * shape.fat + 0.5 * region.noise(SmoothNoise(rng, 50))
     temple = np.exp(-(((np.abs(x) - 62) / 20) ** 2) - ((y - 22) / 26) ** 2 - ((z + 22) / 30) ** 2)
     head = skull - scalp - 7 * temple.astype(np.float32)
     face = ellipsoid(region, (0, 28, -58), (61 * shape.face, 61, 62))
     chin = ellipsoid(region, (0, 47, -101), (40 * shape.face, 39 + 0.5 * shape.jaw, 27))
-    brow = ellipsoid(region, (0, 48, -18), (52, 44, 26))
+    brow = ellipsoid(region, (0, 48, -18), (50, 31, 26))
     head = smooth_minimum(head, smooth_minimum(face, brow, 12), 14)
     head = smooth_minimum(head, chin, 18)
+    for side in (-1, 1):
+        jaw = tube(region, [(0, 66 + shape.jaw, -110), *_jaw(side, shape)[2:]], (12, 12, 13))
+        head = smooth_minimum(head, jaw, 16)
+    for side in (-1, 1):
+        head = smooth_minimum(head, ellipsoid(region, (side * 57, -27, -48), (15, 22, 26)), 12)
     neck = tube(
         region,
         [(0, -28, -40), (0, -36, -80), (0, -42, -125), (0, -46, -220)],
@@ -132,32 +137,40 @@ def _paint_soft_tissue(
     canvas: Canvas, rng: np.random.Generator, whole: Region, head: Array, shape: HeadShape
 ) -> None:
     """Skin, fat under it, muscles with sheets of fat between them, glands."""
-    x, y, z = whole.x, whole.y, whole.z
     canvas.paint(whole, Tissue.SKIN, head)
-    low = np.clip((-z - 25) / 40, 0, 1)
+    low = np.clip((-whole.z - 25) / 40, 0, 1)
     fat = np.float32(shape.fat) * (2.3 + 2.8 * low + 0.7 * whole.noise(SmoothNoise(rng, 25)))
     under_skin = head + np.float32(shape.skin)
     canvas.paint(whole, Tissue.FAT, under_skin)
     muscle = under_skin + np.clip(fat, 0.8, None)
     canvas.paint(whole, Tissue.MUSCLE, muscle)
     sheets = whole.noise(SmoothNoise(rng, 30, band_pass=True).distance_to_zero(10))
-    planes = np.maximum(np.abs(sheets) - np.float32(0.2 + 0.6 * shape.fat), muscle)
+    thick = np.float32(0.2 + 0.5 * shape.fat)
+    planes = np.maximum(np.abs(sheets) - thick, np.maximum(muscle, whole.z + 22))
     canvas.paint(whole, Tissue.FAT, planes)
+    _paint_neck_muscles(canvas, muscle)
+    inside = under_skin + 0.5
+    nose = canvas.around((0, 94, -56), 26)
+    tip = ellipsoid(nose, (0, 97, -56), (14, 16, 22))
+    canvas.paint(nose, Tissue.MUCOSA, np.maximum(tip, inside[nose.box] + 1))
     # The face between skin and bone is mostly fat; so is the cheek in front of the masseter.
     for side in (-1, 1):
         cheek = canvas.around((side * 42, 42, -72), 28)
-        canvas.paint(cheek, Tissue.FAT, ellipsoid(cheek, (side * 43, 42, -72), (14, 24, 22)))
+        fat_pad = ellipsoid(cheek, (side * 43, 42, -72), (14, 24, 22))
+        canvas.paint(cheek, Tissue.FAT, np.maximum(fat_pad, inside[cheek.box]))
         masseter = canvas.around((side * 57, 12, -78), 30)
-        canvas.paint(masseter, Tissue.MUSCLE, ellipsoid(masseter, (side * 55, 14, -76), (7, 15, 24)))
+        belly = ellipsoid(masseter, (side * 55, 14, -76), (7, 15, 24))
+        canvas.paint(masseter, Tissue.MUSCLE, np.maximum(belly, inside[masseter.box]))
         parotid = canvas.around((side * 57, -14, -72), 26)
-        canvas.paint(parotid, Tissue.GLAND, ellipsoid(parotid, (side * 57, -13, -70), (10, 14, 21)))
+        gland = ellipsoid(parotid, (side * 57, -13, -70), (10, 14, 21))
+        canvas.paint(parotid, Tissue.GLAND, np.maximum(gland, inside[parotid.box]))
         under_jaw = canvas.around((side * 28, 28, -112), 16)
         canvas.paint(under_jaw, Tissue.GLAND, ellipsoid(under_jaw, (side * 27, 26, -111), (8, 14, 9)))
         vessels = [(side * 27.0, -8.0, -55.0), (side * 29.0, -10.0, -100.0), (side * 30.0, -12.0, -200.0)]
         for dx, dy, radius in ((0, 6, 3.0), (7, -4, 4.5)):
             points: list[Point] = [(px + side * dx, py + dy, pz) for px, py, pz in vessels]
             around = tube_region(canvas, points, 12)
-            canvas.paint(around, Tissue.FAT, tube(around, points, (radius + 2.5,) * 3))
+            canvas.paint(around, Tissue.FAT, tube(around, points, (radius + 1,) * 3))
             canvas.paint(around, Tissue.BLOOD, tube(around, points, (radius,) * 3))
     tongue = canvas.around((0, 40, -93), 40)
     body = ellipsoid(tongue, (0, 40, -94), (23, 32, 17), -8)
@@ -166,13 +179,39 @@ def _paint_soft_tissue(
     canvas.paint(tongue, Tissue.FAT, body + 3, share=stripes)
 
 
+def _jaw(side: int, shape: HeadShape) -> list[Point]:
+    """Points along one half of the mandible, from the chin to the angle."""
+    return [
+        (0, 74 + shape.jaw, -113),
+        (side * 18, 70 + shape.jaw, -112),
+        (side * 36 * shape.face, 38, -106),
+        (side * 48 * shape.face, 8, -98),
+    ]
+
+
+def _paint_neck_muscles(canvas: Canvas, muscle: Array) -> None:
+    """The long muscles of the neck, each in its sheath of fat."""
+    for side in (-1, 1):
+        courses: list[tuple[list[Point], float, Point]] = [
+            ([(side * 54, -34, -58), (side * 42, -14, -110), (side * 26, 6, -200)], 7.5, (0.75, 1.3, 1)),
+            ([(side * 12, -76, -70), (side * 16, -74, -120), (side * 18, -76, -200)], 10, (1.2, 0.9, 1)),
+            ([(side * 32, -66, -68), (side * 30, -62, -120), (side * 28, -62, -200)], 8.5, (1.1, 1, 1)),
+            ([(side * 38, -42, -72), (side * 33, -42, -120), (side * 34, -44, -200)], 7.5, (0.9, 1.1, 1)),
+            ([(side * 10, -21, -68), (side * 9, -22, -120), (side * 10, -24, -200)], 5.5, (1.3, 0.8, 1)),
+            ([(side * 34, -4, -52), (side * 36, 16, -64), (side * 42, 10, -92)], 8, (0.9, 1, 1)),
+        ]
+        for points, radius, stretch in courses:
+            around = tube_region(canvas, points, 1.4 * radius + 2)
+            belly = np.maximum(tube(around, points, (radius,) * 3, stretch), muscle[around.box])
+            canvas.paint(around, Tissue.FAT, np.maximum(belly - 1.3, muscle[around.box]))
+            canvas.paint(around, Tissue.MUSCLE, belly)
+
+
 def _paint_face_bones(canvas: Canvas, rng: np.random.Generator, shape: HeadShape) -> None:
     """Maxilla, cheek bones, nasal bones, mandible, petrous pyramids and the body of the sphenoid."""
     wide = shape.face
     middle = canvas.region((-62, -30, -92), (62, 92, -8))
-    maxilla = smooth_maximum(
-        ellipsoid(middle, (0, 46, -62), (40 * wide, 32, 30)), -(middle.z + 88) - 0.15 * middle.y, 6
-    )
+    maxilla = smooth_maximum(ellipsoid(middle, (0, 46, -60), (40 * wide, 32, 30)), -(middle.z + 78), 3)
     canvas.paint_bone(middle, maxilla, 1.6, Tissue.YELLOW_MARROW)
     frontal = ellipsoid(middle, (0, 60, -22), (46, 18, 11))
     canvas.paint_bone(middle, frontal, 2.0, Tissue.DIPLOE)
@@ -205,14 +244,9 @@ def _paint_face_bones(canvas: Canvas, rng: np.random.Generator, shape: HeadShape
         canvas.paint_bone(around, tube(around, petrous, (10, 8, 5)), 4.5, Tissue.DIPLOE)
         mastoid = canvas.around((side * 57, -34, -52), 24)
         canvas.paint_bone(
-            mastoid, ellipsoid(mastoid, (side * 57, -35, -52), (12, 14, 20)), 1.6, Tissue.YELLOW_MARROW
+            mastoid, ellipsoid(mastoid, (side * 54, -35, -51), (11, 13, 18)), 1.6, Tissue.YELLOW_MARROW
         )
-        jaw: list[Point] = [
-            (0, 74 + shape.jaw, -113),
-            (side * 18, 70 + shape.jaw, -112),
-            (side * 36 * wide, 38, -106),
-            (side * 48 * wide, 8, -98),
-        ]
+        jaw = _jaw(side, shape)
         around = tube_region(canvas, jaw, 16)
         canvas.paint_bone(around, tube(around, jaw, (6, 6, 5.5, 5), (1, 1, 1.9)), 2.2, Tissue.YELLOW_MARROW)
         ramus: list[Point] = [(side * 48 * wide, 10, -98), (side * 51, -2, -68), (side * 53, -11, -46)]
@@ -257,118 +291,3 @@ def _paint_spine(canvas: Canvas, rng: np.random.Generator) -> None:
     around = tube_region(canvas, canal, 14)
     canvas.paint(around, Tissue.DURA, tube(around, canal, (14, 9.3, 8.6, 8.6)))
     canvas.paint(around, Tissue.CSF, tube(around, canal, (13, 8.3, 7.6, 7.6)))
-
-
-def _paint_airways(canvas: Canvas, rng: np.random.Generator, shape: HeadShape) -> None:
-    """Nasal cavity with turbinates, paranasal sinuses, pharynx."""
-    region = canvas.region((-48, -8, -90), (48, 106, 22))
-    nasal = ellipsoid(region, (0, 46, -54), (15, 36, 21))
-    nasal = smooth_maximum(nasal, -(region.z + 73), 4)
-    canvas.paint(region, Tissue.MUCOSA, nasal)
-    septum = np.abs(region.x + 1.5 * region.noise(SmoothNoise(rng, 35))) - 1.0
-    lumen = np.maximum(nasal + 1.5, -(septum - 1.2))
-    for side in (-1, 1):
-        for height, size in ((-65, 4.6), (-53, 3.6), (-43, 2.4)):
-            turbinate = tube(
-                region, [(side * 7.5, 22, height), (side * 8, 66, height + 2)], (size, size), (0.85, 1, 1.2)
-            )
-            lumen = np.maximum(lumen, -turbinate + 0.2)
-        nostril = tube(region, [(side * 6, 84, -60), (side * 7, 98, -72)], (3.5, 3.2))
-        lumen = np.minimum(lumen, nostril)
-        maxillary = ellipsoid(region, (side * 29, 46, -59), (13 * float(rng.uniform(0.8, 1.1)), 19, 17))
-        canvas.paint(region, Tissue.CORTICAL_BONE, maxillary - 1.6)
-        canvas.paint(region, Tissue.MUCOSA, maxillary)
-        canvas.paint(region, Tissue.AIR, maxillary + float(rng.choice([0.6, 1.0, 3.5])))
-        frontal = ellipsoid(
-            region,
-            (side * 12, 71.5, -9 + 6 * shape.frontal_sinus),
-            (9 + 5 * shape.frontal_sinus, 5.5, 6 + 9 * shape.frontal_sinus),
-        )
-        canvas.paint(region, Tissue.CORTICAL_BONE, frontal - 1.5)
-        canvas.paint(region, Tissue.AIR, np.maximum(frontal, 0.7 - side * region.x))
-        sphenoid = ellipsoid(region, (side * 8, 11, -34), (7.5, 13, 9.5))
-        canvas.paint(region, Tissue.CORTICAL_BONE, sphenoid - 1)
-        canvas.paint(region, Tissue.AIR, sphenoid)
-    canvas.paint(region, Tissue.CORTICAL_BONE, np.maximum(septum, nasal), share=0.4)
-    canvas.paint(region, Tissue.AIR, lumen)
-    ethmoid = ellipsoid(region, (0, 42, -33), (14, 27, 11))
-    canvas.paint(region, Tissue.CORTICAL_BONE, ethmoid - 0.8)
-    walls = np.abs(region.noise(SmoothNoise(rng, 14, band_pass=True).distance_to_zero(6)))
-    canvas.paint(region, Tissue.MUCOSA, ethmoid)
-    canvas.paint(region, Tissue.AIR, np.maximum(ethmoid, 0.9 - walls))
-    canvas.paint(region, Tissue.CORTICAL_BONE, np.maximum(ethmoid, walls - 0.35), share=0.6)
-    throat: list[Point] = [(0, 14, -56), (0, 8, -70), (0, 4, -90), (0, 4, -112), (0, 8, -140), (0, 6, -220)]
-    around = tube_region(canvas, throat, 20)
-    size = float(rng.uniform(0.8, 1.2))
-    radii = [size * r for r in (7, 6, 4.5, 5.5, 8, 9)]
-    pharynx = tube(around, throat, radii, (1.6, 1, 1))
-    canvas.paint(around, Tissue.MUCOSA, pharynx - 2.5)
-    canvas.paint(around, Tissue.AIR, pharynx)
-
-
-def _paint_ear(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
-    """Auricle, ear canal, the air cells of the mastoid and the middle ear."""
-    tilt = float(rng.uniform(-12, 5))
-    flap = canvas.around((side * 78, -30, -34), 36)
-    auricle = ellipsoid(flap, (side * 77, -29, -33), (14, 18, 30), tilt)
-    sheet = np.abs(side * flap.x - 77 + 0.5 * (flap.y + 24)) - 2.8
-    auricle = smooth_maximum(auricle, sheet, 2)
-    canvas.paint(flap, Tissue.SKIN, auricle)
-    canvas.paint(flap, Tissue.CARTILAGE, auricle + 1.5)
-    canal: list[Point] = [(side * 80, -24, -40), (side * 64, -22, -38), (side * 48, -20, -36)]
-    around = tube_region(canvas, canal, 8)
-    canvas.paint(around, Tissue.AIR, tube(around, canal, (4, 3, 3.2)))
-    mastoid = canvas.around((side * 57, -34, -50), 24)
-    cells = ellipsoid(mastoid, (side * 56, -34, -48), (9.5, 11, 17))
-    walls = np.abs(mastoid.noise(SmoothNoise(rng, 11, band_pass=True).distance_to_zero(5)))
-    canvas.paint(mastoid, Tissue.AIR, np.maximum(cells, 0.55 - walls))
-
-
-def _paint_orbit(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
-    """Bony orbit, its fat, the eyeball with its lens, the muscles and the optic nerve."""
-    region = canvas.region((side * 4, 8, -64), (side * 60, 96, -10))
-    axis: list[Point] = [(side * 12, 18, -31), (side * 24, 42, -35), (side * 31, 62, -37)]
-    cone = tube(region, axis, (4, 14, 19))
-    front = region.y - 66 - 0.12 * (30 - side * region.x)
-    wall = np.maximum(cone - 2.2, front + 3)
-    canvas.paint(region, Tissue.CORTICAL_BONE, wall)
-    canvas.paint(region, Tissue.FAT, smooth_maximum(cone, front - 2, 5))
-    size = float(rng.uniform(11.8, 12.8))
-    eye: Point = (side * 31.5, 64, -37)
-    apex: Point = (side * 13, 20, -31)
-    back: Point = (side * 30, 53, -36.5)
-    canvas.paint(region, Tissue.WHITE_MATTER, tube(region, [apex, (side * 21, 38, -35), back], (2, 2, 2)))
-    for dx, dz in ((0, 10), (0, -10), (10, 0), (-10, 0)):
-        belly: Point = (side * 25 + dx, 46, -35 + dz)
-        insertion: Point = (eye[0] + 1.05 * dx, 62, eye[2] + 1.05 * dz)
-        canvas.paint(region, Tissue.MUSCLE, tube(region, [apex, belly, insertion], (1, 2.4, 1)))
-    ball = ellipsoid(region, eye, (size, size, size))
-    canvas.paint(region, Tissue.DURA, ball)
-    canvas.paint(region, Tissue.VITREOUS, ball + 1.1)
-    lens: Point = (eye[0], eye[1] + size - 4.6, eye[2])
-    canvas.paint(region, Tissue.LENS, ellipsoid(region, lens, (4.8, 2.1, 4.8)))
-    lid = np.maximum(ellipsoid(region, eye, (size + 3, size + 3, size + 3)), eye[1] + 8 - region.y)
-    canvas.paint(region, Tissue.SKIN, np.maximum(lid, -ball))
-
-
-def _paint_teeth(canvas: Canvas, rng: np.random.Generator, shape: HeadShape) -> None:
-    """Two rows of teeth in their alveolar bone, some missing."""
-    region = canvas.region((-40, 20, -114), (40, 88, -72))
-    x, y = region.x, region.y
-    # Along a parabola; its arc length places the teeth.
-    curve = 74 - 0.045 * x * x
-    across = (y - curve) / np.sqrt(1 + (0.09 * x) ** 2)
-    along = x * (1 + 0.0009 * x * x)
-    for top, bottom, shift in ((-77, -90, 0.0), (-91, -104, -1.5)):
-        height = np.abs(region.z - (top + bottom) / 2) - 6.0
-        row = np.maximum(np.abs(across - shift) - 4.6, height - 1.5)
-        row = np.maximum(row, 38 - y)
-        if bottom == -90:
-            canvas.paint_bone(region, np.maximum(row, -(region.z + 84)), 1.2, Tissue.YELLOW_MARROW)
-        else:
-            canvas.paint_bone(region, np.maximum(row, region.z + 97), 1.2, Tissue.YELLOW_MARROW)
-        for place in range(-7, 8):
-            if rng.uniform() < 0.12:
-                continue
-            tooth = np.hypot(along - np.float32(place * 7.4), (across - shift) * 0.9) - 3.1
-            canvas.paint(region, Tissue.TOOTH, smooth_maximum(np.maximum(tooth, 38 - y), height, 2))
