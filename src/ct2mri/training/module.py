@@ -155,5 +155,6 @@ class StageModule(lightning.LightningModule):
         what = f"the loss was {loss}" if not math.isfinite(loss) else "its gradient was not finite"
         raise TrainingDivergedError(
             f"Training stopped at step {step}: {what}. {state} holds the state before that step, and "
-            "last.ckpt the last one that was validated; train again with a lower --learning_rate or --precision 32."
+            "last.ckpt the last one that was validated; train again with a lower "
+            "--learning_rate or --precision 32."
         )

@@ -1,6 +1,7 @@
 """Training of the VQ-VAE, whose latent space the 3D stage works in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,12 +115,14 @@ def train_vqvae(options: TrainVqvaeOptions) -> None:
     check_options(options)
     if options.precision == "bf16":
         raise RequestError(
-            "The VQ-VAE is trained in float32, since bfloat16 moves latents to other codes; got --precision bf16, "
-            "give auto or 32."
+            "The VQ-VAE is trained in float32, since bfloat16 moves latents to other codes; got "
+            "--precision bf16, give auto or 32."
         )
+    options = replace(options, precision="32")
     if len(options.crop_size) != 3 or any(edge < 4 or edge % 4 for edge in options.crop_size):
         raise RequestError(
-            f"--crop_size is three multiples of 4, got {options.crop_size}; the VQ-VAE halves each axis twice."
+            f"--crop_size is three multiples of 4, got {options.crop_size}; the VQ-VAE halves "
+            "each axis twice."
         )
     dataset = PreparedDataset(options.data)
     training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]

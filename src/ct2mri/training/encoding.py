@@ -1,0 +1,163 @@
+"""Latents of whole volumes, encoded once before the 3D stage is trained on them."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from ct2mri.data.cases import PreparedCase
+from ct2mri.errors import RequestError
+from ct2mri.files import atomic_folder
+from ct2mri.models import VQVAE
+from ct2mri.models.pretrained import CONFIG, WEIGHTS
+from ct2mri.models.vqvae import FACTOR
+
+SMALLEST_STD = 1e-3
+"""A latent channel that varies less is not blown up further."""
+
+
+def find_vqvae(folder: Path) -> Path:
+    """The folder of the VQ-VAE's weights in a run of `train vqvae`, or in a pipeline.
+
+    Raises:
+        RequestError: there is none.
+    """
+    for candidate in (folder / "best", folder / "vqvae"):
+        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
+            stage = json.loads((candidate / "stage.json").read_text(encoding="utf-8")).get("kind")
+            if stage != "vqvae":
+                raise RequestError(
+                    f"--vqvae {folder} holds a stage of kind {stage}; "
+                    "give the run folder of `ct2mri train vqvae`."
+                )
+            return candidate
+    raise RequestError(
+        f"--vqvae {folder} holds no trained VQ-VAE; give the run folder of `ct2mri train vqvae`."
+    )
+
+
+class Latents:
+    """Encoded cases on disk.
+
+    Whole volumes are encoded, as in use, and once, which is much faster than anew in each step. They lie
+    under RUN/latents/IDENTITY, which stands for all they depend on, so what is there already can be kept.
+    Several processes share the work.
+
+    Args:
+        run: the run folder.
+        vqvae: in evaluation mode, on its device.
+        training: cases to train on; `mean` and `std` are those of their targets.
+        validating: further cases.
+        condition: names of the condition's parts.
+        flips: whether to encode training cases mirrored left-right as well.
+        draft: facts on the drafts.
+
+    Attributes:
+        mean: of each latent channel over the training targets, where they are valid.
+        std: likewise, the deviation.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        vqvae: VQVAE,
+        training: Sequence[PreparedCase],
+        validating: Sequence[PreparedCase],
+        *,
+        condition: Sequence[str],
+        flips: bool,
+        draft: Mapping[str, object],
+    ) -> None:
+        self.vqvae = vqvae
+        self.condition = list(condition)
+        made_of = [[case.case_id, case.spatial_shape, case.inputs] for case in (*training, *validating)]
+        identity = json.dumps([self.condition, flips, dict(draft), made_of], sort_keys=True)
+        digest = hashlib.sha256(identity.encode())
+        for name, tensor in sorted(vqvae.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        self.root = run / "latents" / digest.hexdigest()[:16]
+        wanted = [(case, flips) for case in training] + [(case, False) for case in validating]
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        mine = [(case, both) for case, both in wanted[rank::world_size] if not self.folder(case).exists()]
+        for case, both in tqdm(mine, desc="encoding", unit="case", disable=len(mine) == 0 or rank > 0):
+            self._encode(case, both)
+        while not all(self.folder(case).exists() for case, _ in wanted):
+            time.sleep(0.2)  # the other processes are still encoding their share
+        self.mean, self.std = self._statistics(training)
+
+    def folder(self, case: PreparedCase) -> Path:
+        """Where a case's latents lie."""
+        return self.root / case.case_id
+
+    def load(self, case: PreparedCase) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised target and condition, (1, channels, *latent), and weight, (1, 1, *latent)."""
+        folder = self.folder(case)
+        parts = [self._standardised(np.load(folder / f"{name}.npy")) for name in ["target", *self.condition]]
+        weight = torch.from_numpy(np.load(folder / "weight.npy"))[None, None]
+        return parts[0], torch.cat(parts[1:], dim=1), weight
+
+    def unstandardised(self, latents: Tensor) -> Tensor:
+        """Latents (B, channels, …) as the VQ-VAE knows them."""
+        mean, std = (latents.new_tensor(numbers)[:, None, None, None] for numbers in (self.mean, self.std))
+        return latents * std + mean
+
+    def _standardised(self, latents: NDArray[np.float32]) -> Tensor:
+        mean, std = (
+            np.asarray(numbers, np.float32)[:, None, None, None] for numbers in (self.mean, self.std)
+        )
+        return torch.from_numpy((latents - mean) / std)[None]
+
+    def _encode(self, case: PreparedCase, both: bool) -> None:
+        images: dict[str, NDArray[np.float32]] = {"target": case.target}
+        if "draft" in self.condition:
+            assert case.draft is not None
+            images["draft"] = case.draft
+        if "source" in self.condition:
+            images["source"] = case.source[0]
+        with atomic_folder(self.folder(case)) as temporary:
+            for place, mirrored in [(temporary, False), (temporary / "flipped", True)][: 2 if both else 1]:
+                place.mkdir(exist_ok=True)
+                for name, image in images.items():
+                    np.save(place / f"{name}.npy", self._encoded(image[::-1] if mirrored else image))
+                for name, voxels in (("weight", case.valid), ("mask", case.mask)):
+                    np.save(place / f"{name}.npy", _pooled(voxels[::-1] if mirrored else voxels))
+
+    @torch.no_grad()
+    def _encoded(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(i, j, k) → latents (channels, i/4, j/4, k/4)."""
+        device = next(self.vqvae.parameters()).device
+        batch = torch.from_numpy(np.array(image, dtype=np.float32).clip(-1, 1))[None, None].to(device)
+        latents: NDArray[np.float32] = self.vqvae.encode(batch)[0].cpu().numpy()
+        return latents
+
+    def _statistics(self, cases: Sequence[PreparedCase]) -> tuple[list[float], list[float]]:
+        """Mean and deviation of each channel over the valid latents of the cases' targets."""
+        count, total, square = 0, 0.0, 0.0
+        for case in cases:
+            latents = np.load(self.folder(case) / "target.npy").astype(np.float64)
+            chosen = latents[:, np.load(self.folder(case) / "weight.npy") > 0.5]  # (channels, n)
+            count += chosen.shape[1]
+            total = total + chosen.sum(axis=1)
+            square = square + (chosen**2).sum(axis=1)
+        if count == 0:
+            raise RequestError("No training target has a valid voxel; look at the data set's prepare.json.")
+        mean = np.asarray(total) / count
+        variance = np.asarray(square) / count - mean**2
+        return mean.tolist(), np.sqrt(np.maximum(variance, SMALLEST_STD**2)).tolist()
+
+
+def _pooled(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Share of each latent's voxels that are set, (i, j, k) → (i/4, j/4, k/4); beyond the edge none is."""
+    tensor = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
+    padding = [pad for size in reversed(mask.shape) for pad in (0, -size % FACTOR)]
+    pooled: NDArray[np.float32] = functional.avg_pool3d(functional.pad(tensor, padding), FACTOR)[0, 0].numpy()
+    return pooled

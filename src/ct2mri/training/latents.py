@@ -1,0 +1,256 @@
+"""Training of the 3D latent diffusion model (3D-SLDM), which refines drafts in the VQ-VAE's latent space."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ct2mri.data.cases import PreparedCase, PreparedDataset
+from ct2mri.data.datasets import LatentDataset
+from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
+from ct2mri.errors import RequestError
+from ct2mri.files import read_json
+from ct2mri.models import VQVAE
+from ct2mri.options import TrainLatentsOptions
+from ct2mri.stages import LatentsStage, save_vqvae
+from ct2mri.training.encoding import Latents, find_vqvae
+from ct2mri.training.loop import check_options, fit, training_device
+from ct2mri.training.module import Batch, StageModule, draw_diffusion, load_initial_weights, make_unet
+from ct2mri.training.pictures import strip
+from ct2mri.training.run import RunFolder
+from ct2mri.training.supervisor import Validation
+
+SHOWN_CASES = 3
+
+
+class LatentsModule(StageModule):
+    """Has a 3D scalable U-Net, trained to denoise target latents given the condition's latents."""
+
+    def __init__(self, options: TrainLatentsOptions, latent_channels: int) -> None:
+        super().__init__(
+            options,
+            make_unet(
+                options,
+                spatial_dims=3,
+                sample_channels=latent_channels,
+                condition_channels=latent_channels * len(options.condition),
+            ),
+        )
+        self.options = options
+        self.settings = NoiseSettings.from_options(options)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The diffusion loss of a batch of latents (B, ·, i, j, k), by their share of valid voxels."""
+        target, options = batch["target"], self.options
+        noise, timestep = draw_diffusion(
+            target, batch["key"], self.settings, options.last_timestep_share, options.seed
+        )
+        network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
+        output = self.model(network_input, timestep, batch["condition"])
+        return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
+
+
+class LatentsValidation:
+    """Compares refined volumes of unseen patients with the real ones, always the same with the same noise.
+
+    The best weights are those whose volumes, sampled as they will be in use and decoded, have the lowest mean
+    absolute error (`l1`) in the body; `loss` is the training loss at two fixed timesteps, `draft_l1` the
+    error of what is refined.
+
+    Args:
+        cases: validation cases.
+        latents: their encodings.
+        vqvae: on the device.
+        options: how the network is trained.
+        names: of source and target in the pictures.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        latents: Latents,
+        vqvae: VQVAE,
+        options: TrainLatentsOptions,
+        names: tuple[str, str],
+    ) -> None:
+        self.cases = [case for case in cases if bool((case.mask & case.valid).any())]
+        self.latents = latents
+        self.vqvae = vqvae
+        self.options = options
+        self.names = names
+
+    def __call__(self, module: LatentsModule) -> Validation:
+        """Sample, decode, compare, and show."""
+        found: dict[str, list[float]] = {}
+        rows: dict[str, list[list[NDArray[np.float32]]]] = {"axial": [], "coronal": []}
+        for number, case in enumerate(self.cases):
+            target, condition, weight = (part.to(module.device) for part in self.latents.load(case))
+            noise = SeededNoise(number)
+
+            def step_noise(step: int, noise: SeededNoise = noise, like: Tensor = target) -> Tensor:
+                return noise(tuple(like.shape), stage="latents", step=step)
+
+            start = step_noise(-1).to(target)
+            found.setdefault("loss", []).append(self._loss(module, target, condition, weight, start))
+            refined = sample(
+                module.model,
+                condition,
+                start,
+                module.settings,
+                sampler=self.options.sampler,
+                num_inference_steps=self.options.num_inference_steps,
+                step_noise=step_noise,
+            )
+            images = self._images(case, self._decode(refined, case.spatial_shape))
+            inside = np.array(case.mask & case.valid)
+            difference = (images["refined"] - images["real"])[inside] / 2  # in units of the target's range
+            square = max(float(np.square(difference).mean()), 1e-12)
+            found.setdefault("l1", []).append(float(np.abs(difference).mean()))
+            found.setdefault("psnr", []).append(-10 * float(np.log10(square)))
+            if "draft" in images:
+                draft_error = np.abs(images["draft"] - images["real"])[inside] / 2
+                found.setdefault("draft_l1", []).append(float(draft_error.mean()))
+            if number < SHOWN_CASES:
+                _, j, k = (n // 2 for n in case.spatial_shape)
+                rows["axial"].append([image[:, :, k] for image in images.values()])
+                rows["coronal"].append([image[:, j, :] for image in images.values()])
+        numbers = {name: float(np.mean(values)) for name, values in found.items()}
+        source_name, target_name = self.names
+        named = {"source": source_name, "real": f"real {target_name}"}
+        columns = [named.get(name, name) for name in images]
+        return Validation(
+            score=numbers["l1"],
+            numbers=numbers,
+            pictures={name: strip(columns, shown) for name, shown in rows.items()},
+        )
+
+    def _loss(
+        self, module: LatentsModule, target: Tensor, condition: Tensor, weight: Tensor, noise: Tensor
+    ) -> float:
+        """The training loss at the last timestep and at the middle one."""
+        settings = module.settings
+        losses = []
+        for step in (settings.last_timestep, settings.last_timestep // 2):
+            timestep = torch.tensor([step], device=target.device)
+            network_input, training_target = noisy_sample(target, noise, timestep, settings)
+            output = module.model(network_input, timestep, condition)
+            losses.append(
+                diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight)
+            )
+        return float(torch.stack(losses).mean())
+
+    def _decode(self, latents: Tensor, spatial_shape: tuple[int, int, int]) -> NDArray[np.float32]:
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized = self.vqvae.quantize(self.latents.unstandardised(latents.float()))
+            decoded: NDArray[np.float32] = self.vqvae.decode(quantized, spatial_shape)[0, 0].cpu().numpy()
+        return decoded
+
+    @staticmethod
+    def _images(case: PreparedCase, refined: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """What a row shows, in this order, each (i, j, k) in [−1, 1]."""
+        images = {"source": np.array(case.source[0])}
+        if case.draft is not None:
+            images["draft"] = np.array(case.draft)
+        return images | {"refined": refined, "real": np.array(case.target).clip(-1, 1)}
+
+
+def _draft_facts(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> dict[str, object]:
+    """What draft.json says of the drafts; every case must have one.
+
+    Raises:
+        RequestError: there are none, or some are missing.
+    """
+    path = dataset.root / "draft.json"
+    advice = f"run `ct2mri draft --data {dataset.root} --model RUN` first, RUN being that of `train slices`"
+    if not path.is_file():
+        raise RequestError(f"{dataset.root} holds no drafts to refine; {advice}.")
+    if missing := [case.case_id for case in cases if case.draft is None]:
+        raise RequestError(
+            f"{len(missing)} cases of {dataset.root} have no draft, e.g. {missing[0]}; {advice}."
+        )
+    facts: dict[str, object] = read_json(path)
+    return facts
+
+
+def train_latents(options: TrainLatentsOptions) -> None:
+    """Train on the drafts and targets of a prepared data set, encoded once into RUN/latents.
+
+    Raises:
+        RequestError: the options contradict one another, the machine, the data set or the run folder.
+    """
+    check_options(options)
+    settings = NoiseSettings.from_options(options)
+    check_steps(options.num_inference_steps, settings)
+    if not options.condition or len(set(options.condition)) < len(options.condition):
+        raise RequestError(
+            f"--condition is draft, source or both, each once, got "
+            f"{' '.join(options.condition) or 'nothing'}."
+        )
+    crop = options.crop_size
+    if crop is not None and (len(crop) != 3 or any(edge < 4 or edge % 4 for edge in crop)):
+        raise RequestError(
+            f"--crop_size is three multiples of 4, got {crop}; a latent stands for 4 × 4 × 4 voxels."
+        )
+    dataset = PreparedDataset(options.data)
+    plan = dataset.plan
+    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
+    validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
+    validating = validating[: options.validation_cases]
+    if not training or not validating:
+        raise RequestError(
+            f"{options.data} has {len(training)} training and {len(validating)} validation cases, both are "
+            "needed; prepare it with another --validation_fraction."
+        )
+    draft = _draft_facts(dataset, [*training, *validating]) if "draft" in options.condition else {}
+    if draft.get("out_of_fold") is False:
+        print(
+            "Note: the drafts of the training cases were drawn by a model that had seen these cases, so they "
+            "are better than those of new patients will be, and the refiner learns to trust them too much."
+        )
+    device = training_device(options.device)
+    vqvae = VQVAE.from_pretrained(find_vqvae(options.vqvae)).to(device).requires_grad_(False).eval()
+    latents = Latents(
+        options.output_dir,
+        vqvae,
+        training,
+        validating,
+        condition=options.condition,
+        flips=options.flips,
+        draft=draft,
+    )
+    items = LatentDataset(
+        [latents.folder(case) for case in training],
+        condition=options.condition,
+        mean=latents.mean,
+        std=latents.std,
+        crop_size=None if crop is None else [edge // 4 for edge in crop],
+        flips=options.flips,
+        seed=options.seed,
+    )
+    names = (plan.source_modality.upper(), plan.target_modality.upper())
+    validation = LatentsValidation(validating, latents, vqvae, options, names)
+
+    def make_module() -> LatentsModule:
+        module = LatentsModule(options, vqvae.embedding_dim)
+        if options.init is not None:
+            load_initial_weights(module.model, options.init, "latents")
+        return module
+
+    def write_best(module: LatentsModule, folder: Path) -> None:
+        LatentsStage(
+            module.model,
+            vqvae,
+            module.settings,
+            sampler=options.sampler,
+            num_inference_steps=options.num_inference_steps,
+            latents_mean=latents.mean,
+            latents_std=latents.std,
+            condition=list(options.condition),
+            draft=draft,
+        ).save_stage(folder)
+        save_vqvae(vqvae, options.output_dir / "vqvae")
+
+    fit(RunFolder(options.output_dir, "latents", options, plan), make_module, items, validation, write_best)
