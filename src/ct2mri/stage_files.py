@@ -1,0 +1,110 @@
+"""Stages on disk: reading and writing their folders, and telling weights apart."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from ct2mri.errors import RequestError
+from ct2mri.files import atomic_folder, write_json
+from ct2mri.models.pretrained import PretrainedModel
+
+FORMAT_VERSION = 1
+STAGE_FACTS = "stage.json"
+
+Kind = Literal["slices", "latents", "vqvae"]
+_Network = TypeVar("_Network", bound=PretrainedModel)
+
+
+def read_stage(folder: str | Path, kind: Kind) -> dict[str, Any]:
+    """The facts of a stage's `stage.json`.
+
+    Raises:
+        RequestError: there is none, it is damaged or of a newer version, or of another kind of stage.
+    """
+    folder = Path(folder)
+    path = folder / STAGE_FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        hint = f"; this is a run, its stage is {folder / 'best'}" if (folder / "best").is_dir() else ""
+        raise RequestError(
+            f"The `{kind}` stage is missing: there is no {path}{hint}; copy or export the model again."
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RequestError(f"{path} is damaged ({error}); copy or export the model again.") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("format_version"), int):
+        raise RequestError(f"{path} is damaged (no format_version); copy or export the model again.")
+    if facts["format_version"] > FORMAT_VERSION:
+        raise RequestError(
+            f"{path} has format_version {facts['format_version']}, this program reads up to "
+            f"{FORMAT_VERSION}; update ct2mri."
+        )
+    if (got := facts.get("kind")) != kind:
+        raise RequestError(
+            f"{folder} holds a `{got}` stage; a `{kind}` stage was asked for: give a folder that holds one."
+        )
+    return facts
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 over a network's weights: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def facts_of(folder: Path) -> Iterator[None]:
+    """Turn the errors of making sense of a stage's facts into a sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"{folder / STAGE_FACTS} is damaged ({error!r}); copy or export the model again."
+        ) from error
+
+
+def save_network(network: PretrainedModel, kind: Kind, facts: dict[str, Any], folder: str | Path) -> None:
+    """Write a stage's folder, whole or not at all.
+
+    Args:
+        network: becomes `config.json` and `model.safetensors`.
+        kind: of the stage.
+        facts: become `stage.json`.
+        folder: to write; what it held is replaced.
+    """
+    with atomic_folder(folder) as temporary:
+        network.save_pretrained(temporary)
+        write_json(temporary / STAGE_FACTS, {"format_version": FORMAT_VERSION, "kind": kind, **facts})
+
+
+def load_network(kind: type[_Network], folder: Path, device: torch.device | str) -> _Network:
+    """The network of a stage's folder.
+
+    Raises:
+        RequestError: a file is missing or damaged, or holds another network.
+    """
+    try:
+        return kind.from_pretrained(folder, map_location=str(device))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"{folder / 'config.json'} is damaged ({error}); copy or export the model again."
+        ) from error
