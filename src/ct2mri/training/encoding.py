@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,31 +17,12 @@ from ct2mri.data.cases import PreparedCase
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
 from ct2mri.models import VQVAE
-from ct2mri.models.pretrained import CONFIG, WEIGHTS
 from ct2mri.models.vqvae import FACTOR
+from ct2mri.stage_files import weights_hash
+from ct2mri.training.loop import rank_and_world_size
 
 SMALLEST_STD = 1e-3
 """A latent channel that varies less is not blown up further."""
-
-
-def find_vqvae(folder: Path) -> Path:
-    """The folder of the VQ-VAE's weights in a run of `train vqvae`, or in a pipeline.
-
-    Raises:
-        RequestError: there is none.
-    """
-    for candidate in (folder / "best", folder / "vqvae"):
-        if (candidate / CONFIG).is_file() and (candidate / WEIGHTS).is_file():
-            stage = json.loads((candidate / "stage.json").read_text(encoding="utf-8")).get("kind")
-            if stage != "vqvae":
-                raise RequestError(
-                    f"--vqvae {folder} holds a stage of kind {stage}; "
-                    "give the run folder of `ct2mri train vqvae`."
-                )
-            return candidate
-    raise RequestError(
-        f"--vqvae {folder} holds no trained VQ-VAE; give the run folder of `ct2mri train vqvae`."
-    )
 
 
 class Latents:
@@ -81,12 +61,10 @@ class Latents:
         self.condition = list(condition)
         made_of = [[case.case_id, case.spatial_shape, case.inputs] for case in (*training, *validating)]
         identity = json.dumps([self.condition, flips, dict(draft), made_of], sort_keys=True)
-        digest = hashlib.sha256(identity.encode())
-        for name, tensor in sorted(vqvae.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        digest = hashlib.sha256(f"{identity} {weights_hash(vqvae)}".encode())
         self.root = run / "latents" / digest.hexdigest()[:16]
         wanted = [(case, flips) for case in training] + [(case, False) for case in validating]
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, world_size = rank_and_world_size()
         mine = [(case, both) for case, both in wanted[rank::world_size] if not self.folder(case).exists()]
         for case, both in tqdm(mine, desc="encoding", unit="case", disable=len(mine) == 0 or rank > 0):
             self._encode(case, both)
@@ -104,11 +82,6 @@ class Latents:
         parts = [self._standardised(np.load(folder / f"{name}.npy")) for name in ["target", *self.condition]]
         weight = torch.from_numpy(np.load(folder / "weight.npy"))[None, None]
         return parts[0], torch.cat(parts[1:], dim=1), weight
-
-    def unstandardised(self, latents: Tensor) -> Tensor:
-        """Latents (B, channels, …) as the VQ-VAE knows them."""
-        mean, std = (latents.new_tensor(numbers)[:, None, None, None] for numbers in (self.mean, self.std))
-        return latents * std + mean
 
     def _standardised(self, latents: NDArray[np.float32]) -> Tensor:
         mean, std = (

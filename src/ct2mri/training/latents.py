@@ -1,7 +1,7 @@
 """Training of the 3D latent diffusion model (3D-SLDM), which refines drafts in the VQ-VAE's latent space."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from ct2mri.data.datasets import LatentDataset
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json
-from ct2mri.models import VQVAE
+from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainLatentsOptions
-from ct2mri.stages import LatentsStage, save_vqvae
-from ct2mri.training.encoding import Latents, find_vqvae
-from ct2mri.training.loop import check_options, fit, training_device
+from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae
+from ct2mri.training.encoding import Latents
+from ct2mri.training.loop import check_options, fit, rank_and_world_size, training_device
 from ct2mri.training.module import Batch, StageModule, draw_diffusion, load_initial_weights, make_unet
 from ct2mri.training.pictures import strip
 from ct2mri.training.run import RunFolder
@@ -63,7 +63,7 @@ class LatentsValidation:
     Args:
         cases: validation cases.
         latents: their encodings.
-        vqvae: on the device.
+        stage_of: makes the stage around a module's network.
         options: how the network is trained.
         names: of source and target in the pictures.
     """
@@ -72,13 +72,13 @@ class LatentsValidation:
         self,
         cases: Sequence[PreparedCase],
         latents: Latents,
-        vqvae: VQVAE,
+        stage_of: Callable[[LatentsModule], LatentsStage],
         options: TrainLatentsOptions,
         names: tuple[str, str],
     ) -> None:
         self.cases = [case for case in cases if bool((case.mask & case.valid).any())]
         self.latents = latents
-        self.vqvae = vqvae
+        self.stage_of = stage_of
         self.options = options
         self.names = names
 
@@ -104,7 +104,9 @@ class LatentsValidation:
                 num_inference_steps=self.options.num_inference_steps,
                 step_noise=step_noise,
             )
-            images = self._images(case, self._decode(refined, case.spatial_shape))
+            with torch.autocast(module.device.type, enabled=False):
+                decoded = self.stage_of(module).decode_standardised(refined[0].float(), case.spatial_shape)
+            images = self._images(case, decoded[0].cpu().numpy())
             inside = np.array(case.mask & case.valid)
             difference = (images["refined"] - images["real"])[inside] / 2  # in units of the target's range
             square = max(float(np.square(difference).mean()), 1e-12)
@@ -142,12 +144,6 @@ class LatentsValidation:
             )
         return float(torch.stack(losses).mean())
 
-    def _decode(self, latents: Tensor, spatial_shape: tuple[int, int, int]) -> NDArray[np.float32]:
-        with torch.autocast(latents.device.type, enabled=False):
-            quantized = self.vqvae.quantize(self.latents.unstandardised(latents.float()))
-            decoded: NDArray[np.float32] = self.vqvae.decode(quantized, spatial_shape)[0, 0].cpu().numpy()
-        return decoded
-
     @staticmethod
     def _images(case: PreparedCase, refined: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """What a row shows, in this order, each (i, j, k) in [−1, 1]."""
@@ -157,7 +153,7 @@ class LatentsValidation:
         return images | {"refined": refined, "real": np.array(case.target).clip(-1, 1)}
 
 
-def _draft_facts(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> dict[str, object]:
+def _draft_facts(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> dict[str, Any]:
     """What draft.json says of the drafts; every case must have one.
 
     Raises:
@@ -171,7 +167,7 @@ def _draft_facts(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> dic
         raise RequestError(
             f"{len(missing)} cases of {dataset.root} have no draft, e.g. {missing[0]}; {advice}."
         )
-    facts: dict[str, object] = read_json(path)
+    facts: dict[str, Any] = read_json(path)
     return facts
 
 
@@ -211,7 +207,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
             "are better than those of new patients will be, and the refiner learns to trust them too much."
         )
     device = training_device(options.device)
-    vqvae = VQVAE.from_pretrained(find_vqvae(options.vqvae)).to(device).requires_grad_(False).eval()
+    vqvae = load_vqvae(options.vqvae / "best", device).requires_grad_(False)
     latents = Latents(
         options.output_dir,
         vqvae,
@@ -231,16 +227,10 @@ def train_latents(options: TrainLatentsOptions) -> None:
         seed=options.seed,
     )
     names = (plan.source_modality.upper(), plan.target_modality.upper())
-    validation = LatentsValidation(validating, latents, vqvae, options, names)
 
-    def make_module() -> LatentsModule:
-        module = LatentsModule(options, vqvae.embedding_dim)
-        if options.init is not None:
-            load_initial_weights(module.model, options.init, "latents")
-        return module
-
-    def write_best(module: LatentsModule, folder: Path) -> None:
-        LatentsStage(
+    def stage_of(module: LatentsModule) -> LatentsStage:
+        assert isinstance(module.model, ScalableUNet)
+        return LatentsStage(
             module.model,
             vqvae,
             module.settings,
@@ -248,9 +238,24 @@ def train_latents(options: TrainLatentsOptions) -> None:
             num_inference_steps=options.num_inference_steps,
             latents_mean=latents.mean,
             latents_std=latents.std,
-            condition=list(options.condition),
+            condition=options.condition,
             draft=draft,
-        ).save_stage(folder)
-        save_vqvae(vqvae, options.output_dir / "vqvae")
+        )
 
-    fit(RunFolder(options.output_dir, "latents", options, plan), make_module, items, validation, write_best)
+    validation = LatentsValidation(validating, latents, stage_of, options, names)
+
+    def make_module() -> LatentsModule:
+        module = LatentsModule(options, vqvae.embedding_dim)
+        if options.init is not None:
+            load_initial_weights(module.model, options.init, "latents")
+        return module
+
+    if rank_and_world_size()[0] == 0:
+        save_vqvae(vqvae, options.output_dir / "vqvae")
+    fit(
+        RunFolder(options.output_dir, "latents", options, plan),
+        make_module,
+        items,
+        validation,
+        lambda module, folder: stage_of(module).save_stage(folder),
+    )

@@ -40,6 +40,11 @@ def check_options(options: TrainOptions) -> None:
         raise RequestError(f"--ema_decay is at least 0 and below 1, got {options.ema_decay}.")
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number and the number of processes, as `torchrun` sets them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def training_device(name: str) -> torch.device:
     """The device to train on; among several processes, this one's own.
 
@@ -88,8 +93,7 @@ def fit(
         TrainingDivergedError: the loss or its gradient was not finite.
     """
     options = folder.options
-    # As `torchrun` set them.
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = rank_and_world_size()
     device = training_device(options.device)
     bf16 = wants_bf16(options, device)
     first_step = folder.steps_done()

@@ -14,6 +14,7 @@ from ct2mri.data.datasets import SliceDataset
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
+from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainSlicesOptions
 from ct2mri.stages import SlicesStage
 from ct2mri.training.loop import check_options, fit
@@ -162,6 +163,7 @@ class SlicesValidation:
 
 def _write_best(module: SlicesModule, folder: Path) -> None:
     options = module.options
+    assert isinstance(module.model, ScalableUNet)
     SlicesStage(
         module.model,
         module.settings,
