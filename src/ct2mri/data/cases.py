@@ -29,6 +29,9 @@ SLICE_AXIS: dict[Orientation, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 CASE_FORMAT_VERSION = 1
 
+# Lies in a data set's folder while `prepare` works on it: the request, and the plan it is working by.
+UNFINISHED = ".unfinished-plan.json"
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
@@ -213,6 +216,10 @@ class PreparedDataset:
         if not self.root.is_dir():
             raise RequestError(
                 f"There is no data set at {self.root}; `ct2mri prepare RAW {self.root}` makes one."
+            )
+        if (self.root / UNFINISHED).is_file():
+            raise RequestError(
+                f"{self.root} is not prepared to the end; run the same `ct2mri prepare` again: it goes on."
             )
         if not (self.root / "plan.json").is_file():
             raise RequestError(

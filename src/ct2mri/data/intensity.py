@@ -117,9 +117,9 @@ def defaced(
 ) -> NDArray[np.bool_]:
     """Blocks inside the body that were blanked in the target, to hide a face or by an oblique border.
 
-    A block is where the target stays at its floor (exactly 0, or its very minimum) inside the body, solidly
-    (6 mm thick) and over 2 cm³ (1.5 cm² in a single slice) of what the source shows to be soft tissue; air
-    that belongs to it counts as well. Scattered dark voxels and thin bone are no block.
+    A block is where the target stays at its floor (exactly 0, or its very minimum) inside the body where the
+    source shows soft tissue, solidly (6 mm thick) and over 2 cm³ (1.5 cm² in a single slice). Scattered dark
+    voxels and thin bone are no block, and air is rightly dark.
 
     Args:
         at_floor: where the target is at its floor.
@@ -132,19 +132,16 @@ def defaced(
     """
     from scipy import ndimage
 
-    dark = at_floor & mask
-    if not (dark & tissue).any():
-        return np.zeros(mask.shape, dtype=bool)
+    dark = at_floor & mask & tissue
     blocks, count = ndimage.label(_opened(dark, spacing, _DEFACING_OPENING_MM))
     if count == 0:
         return np.zeros(mask.shape, dtype=bool)
     flat = [axis for axis, size in enumerate(mask.shape) if size == 1]
     edges = [edge for axis, edge in enumerate(spacing) if axis not in flat]
     smallest = (_DEFACING_MM2 if flat else _DEFACING_MM3) / float(np.prod(edges))
-    counts = np.bincount(blocks[tissue], minlength=count + 1)
-    counts[0] = 0
-    kept = (counts >= smallest)[blocks]
-    kept = _dilated(kept, spacing, _DEFACING_OPENING_MM) & dark if kept.any() else kept
+    sizes = np.bincount(blocks.ravel())
+    sizes[0] = 0
+    kept = (sizes >= smallest)[blocks]
     structure = np.ones([1 if axis in flat else 3 for axis in range(3)], dtype=bool)
     grown: NDArray[np.bool_] = ndimage.binary_dilation(kept, structure)
     return grown

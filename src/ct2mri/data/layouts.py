@@ -38,10 +38,18 @@ class RawCase:
         """Source, target and mask.
 
         Raises:
-            RequestError: a file cannot be read as one volume or grey picture.
+            RequestError: a file cannot be read as one volume or grey picture, or pictures differ in size.
         """
+        source, target = self._load(self.source), self._load(self.target)
         mask = None if self.mask is None else self._load(self.mask)
-        return self._load(self.source), self._load(self.target), mask
+        if self.orientation is not None:
+            for other in (target, mask):
+                if other is not None and other.spatial_shape != source.spatial_shape:
+                    raise RequestError(
+                        f"its pictures differ in size: {self.source.name} is {source.spatial_shape}, "
+                        f"{Path(other.metadata['path']).name} {other.spatial_shape}"
+                    )
+        return source, target, mask
 
     def _load(self, path: Path) -> Volume:
         from ct2mri.data.io import load_volume
@@ -72,9 +80,10 @@ class RawData:
 def find_cases(raw: Path, layout: Literal["auto", "pairs", "slices"]) -> RawData:
     """Find the pairs of a raw folder, one subfolder a patient.
 
-    `pairs`: PATIENT/ct.*, mr.*, optionally mask.*, in any format that `load_volume` reads; a folder ct/ or mr/
-    of one DICOM series counts as well. `slices`: PATIENT/ct_PLANE.png, mr_PLANE.png, optionally mask_PLANE.png,
-    with axial, coronal and sagittal for PLANE: each plane becomes a case. `auto` takes what it finds.
+    `pairs`: PATIENT/ct.*, mr.*, optionally mask.*, in any format that `load_volume` reads; a folder ct/ or
+    mr/ of one DICOM series counts as well. `slices`: PATIENT/ct_PLANE.png, mr_PLANE.png, optionally
+    mask_PLANE.png, with axial, coronal and sagittal for PLANE: each plane becomes a case. `auto` takes what
+    it finds.
 
     Raises:
         RequestError: there is no such folder, no pair in it, or pairs of both layouts.
@@ -97,8 +106,9 @@ def find_cases(raw: Path, layout: Literal["auto", "pairs", "slices"]) -> RawData
         )
     if not found:
         raise RequestError(
-            f"No pair was found in {raw} ({len(patients)} subfolders); each patient needs a folder with ct.* and "
-            "mr.* (.nii.gz, .nii, .mha, .mhd, .nrrd, .zip or a DICOM folder), or with ct_axial.png and mr_axial.png."
+            f"No pair was found in {raw} ({len(patients)} subfolders); each patient needs a folder with ct.* "
+            "and mr.* (.nii.gz, .nii, .mha, .mhd, .nrrd, .zip or a DICOM folder), or with ct_axial.png and "
+            "mr_axial.png."
         )
     return found[0]
 
@@ -161,8 +171,8 @@ def load_picture(path: Path, orientation: Orientation) -> Volume:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("1", "L", "I", "I;16"):
-                raise RequestError(f"{path} is a picture of mode {image.mode}; give a grey one.")
+            if image.mode not in ("1", "L"):
+                raise RequestError(f"{path} is a picture of mode {image.mode}; give an 8-bit grey one.")
             # A 1-bit mask reads as False and True: 0 and 1.
             pixels: NDArray[Any] = np.asarray(image).astype(np.float32)
     except (OSError, SyntaxError, UnidentifiedImageError) as error:

@@ -87,7 +87,7 @@ class Fingerprint:
     looks_like: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How volumes become network input, and what the results mean.
 
@@ -110,20 +110,20 @@ class Plan:
         RequestError: a value is not allowed.
     """
 
+    format_version: int = FORMAT_VERSION
+    source_modality: str = "ct"
+    target_modality: str = "mr"
+    source_units: SourceUnits = "HU"
+    anatomy: str | None = None
+    spacing: tuple[float, float, float] | None
+    crop_margin_mm: float | None
     source_windows: list[list[float]]
+    body_threshold: float | None
     target_percentile: float
     target_scale: float
     split: Split
     fingerprint: Fingerprint | None
-    spacing: tuple[float, float, float] | None
-    crop_margin_mm: float | None
-    body_threshold: float | None
-    anatomy: str | None = None
-    source_units: SourceUnits = "HU"
-    source_modality: str = "ct"
-    target_modality: str = "mr"
     assumptions: list[str] = field(default_factory=list)
-    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
