@@ -13,6 +13,8 @@ from ct2mri.data.phantom_anatomy import Array, Canvas, Point, SmoothNoise
 from ct2mri.data.phantom_head import BOX as HEAD_BOX
 from ct2mri.data.phantom_head import MEAN_SIZE as HEAD_SIZE
 from ct2mri.data.phantom_head import draw_head
+from ct2mri.data.phantom_pelvis import BOX as PELVIS_BOX
+from ct2mri.data.phantom_pelvis import draw_pelvis
 from ct2mri.data.phantom_tissues import Tissue, draw_sequence, draw_values
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
@@ -75,6 +77,18 @@ _ATLASES: dict[str, _Atlas] = {
         plane=(1.0, 1.3),
         slices=(1.0, 2.5),
     ),
+    "pelvis": _Atlas(
+        low=PELVIS_BOX[0],
+        high=PELVIS_BOX[1],
+        cut_below=(-150, -90),
+        cut_above=(100, 165),
+        size=0.97,
+        size_spread=0.035,
+        tilt=(4, 3, 4),
+        margin=(0, 20),
+        plane=(1.2, 2.0),
+        slices=(2.0, 3.5),
+    ),
 }
 
 
@@ -119,7 +133,7 @@ def draw_phantom(
     )
 
 
-_DRAW = {"head": draw_head}
+_DRAW = {"head": draw_head, "pelvis": draw_pelvis}
 
 
 def write_phantoms(options: PhantomOptions) -> None:

@@ -115,7 +115,7 @@ def draw_values(rng: np.random.Generator, sequence: Sequence, ct_noise: float) -
     Args:
         rng: source of the case's randomness.
         sequence: what the MR signals are computed for.
-        ct_noise: deviation of the CT's noise in HU. The contrast of grey against white matter stays below
+        ct_noise: deviation of the CT's noise in HU, 3 or more. The contrast of grey against white matter stays below
             it: otherwise a model learns an eyesight that no scanner has.
     """
     hu, signal = {}, {}
@@ -125,12 +125,11 @@ def draw_values(rng: np.random.Generator, sequence: Sequence, ct_noise: float) -
             ranges.proton_density, float(rng.uniform(*ranges.t1)), float(rng.uniform(*ranges.t2_star))
         )
     white = hu[Tissue.WHITE_MATTER]
-    contrast = min(hu[Tissue.GREY_MATTER] - white, 0.9 * ct_noise)
+    contrast = min(hu[Tissue.GREY_MATTER] - white, ct_noise)
     middle = (hu[Tissue.GREY_MATTER] + white) / 2
-    # Close together, both move towards their middle, but neither leaves its range by that.
-    hu[Tissue.WHITE_MATTER] = min(middle - contrast / 2, 33.0)
-    hu[Tissue.GREY_MATTER] = max(hu[Tissue.WHITE_MATTER] + contrast, 36.0)
-    hu[Tissue.WHITE_MATTER] = max(hu[Tissue.WHITE_MATTER], hu[Tissue.GREY_MATTER] - contrast)
+    # Both move towards their middle, but stay in their ranges, between which lie 3 HU.
+    grey = max(min(middle - contrast / 2, 33.0) + contrast, 36.0)
+    hu[Tissue.GREY_MATTER], hu[Tissue.WHITE_MATTER] = grey, grey - contrast
     hu[Tissue.DEEP_GREY] = hu[Tissue.GREY_MATTER] - 0.1 * contrast
     hu[Tissue.BRAIN_STEM] = hu[Tissue.WHITE_MATTER] + 0.3 * contrast
     unit = signal[Tissue.WHITE_MATTER]
