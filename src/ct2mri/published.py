@@ -1,126 +1,278 @@
 """Weights and data of the published system, brought in.
 
 The authors of MD-DGA published three kinds of checkpoint: the 2D-SDM, the 3D-SLDM (both scalable U-Nets) and
-the VQ-VAE. Their state dicts use other keys than ours; the tables below translate both ways.
+the VQ-VAE, each a pickled dictionary. `import_published` makes a pipeline folder of them.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ct2mri.data.plan import Plan, Split
+from ct2mri.data.plausibility import BODY_THRESHOLD
+from ct2mri.errors import RequestError
+from ct2mri.hub import fetch
+from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.options import ImportPublishedOptions, Sampler
+from ct2mri.published_keys import (
+    convert_unet_state,
+    convert_vqvae_state,
+    restore_unet_state,
+    restore_vqvae_state,
+)
+from ct2mri.published_networks import SPOKEN, Kind, PublishedNetwork, load_checkpoint, read_published
+
+if TYPE_CHECKING:
+    from ct2mri.pipeline import TranslationPipeline
+
+__all__ = [
+    "PUBLISHED_SHAPES",
+    "convert_unet_state",
+    "convert_vqvae_state",
+    "import_published",
+    "load_checkpoint",
+    "published_plan",
+    "read_published",
+    "read_raw_volume",
+    "restore_unet_state",
+    "restore_vqvae_state",
+    "slice_stacks",
+]
+
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+_COMMAND = "ct2mri import-published --slices FILE --vqvae FILE --latents FILE -o MODEL"
+PUBLISHED_SHAPES = {"brain": (160, 224, 168), "pelvis": (96, 240, 384)}
+
+_SAMPLER: Sampler = "renoise"
+_STEPS = 25
+
+# What the authors' page does not tell, so it is assumed; along R, A, S in mm.
+_SPACING = {"brain": (1.0, 1.0, 1.0), "pelvis": (1.0, 1.0, 2.5)}
+_WINDOW = [-1024.0, 3000.0]
+_CROP_MARGIN_MM = 8.0
+_TARGET_PERCENTILE = 99.5
+_TARGET_SCALE = 1000.0
 
 
-def unet_keys(num_levels: int = 5, num_res_blocks: int = 1) -> dict[str, str]:
-    """Module prefixes of a published scalable U-Net → ours."""
-    keys = {"noise_level_mlp.1": "time_embedding.linear_1", "noise_level_mlp.3": "time_embedding.linear_2"}
-    for published, ours in {"downs": "encoder", "c_downs": "condition_encoder"}.items():
-        keys[f"{published}.0"] = f"{ours}.input_conv"
-        number = 1
-        for level in range(num_levels):
-            for block in range(num_res_blocks):
-                keys |= _block(f"{published}.{number}", f"{ours}.levels.{level}.blocks.{block}")
-                number += 1
-            if level < num_levels - 1:
-                keys |= _scalable(f"{published}.{number}", f"{ours}.levels.{level}.pad.residual")
-                keys[f"{published}.{number + 1}.conv"] = f"{ours}.levels.{level}.downsample"
-                number += 2
-    keys |= _residual("cross_attention.res_block", "middle.cross_attention.residual")
-    for published, ours in {"norm": "norm", "q": "query", "kv": "key_value", "out": "output"}.items():
-        keys[f"cross_attention.attn.{published}"] = f"middle.cross_attention.attention.{ours}"
-    keys |= _block("mid.0", "middle.self_attention") | _block("mid.1", "middle.residual")
-    number = 0
-    for level in range(num_levels):  # in running order, the coarsest first
-        for block in range(num_res_blocks + 1):
-            keys |= _block(f"ups.{number}", f"decoder.{level}.blocks.{block}")
-            number += 1
-        if level < num_levels - 1:
-            keys[f"ups.{number}.conv"] = f"decoder.{level}.upsample_conv"
-            keys |= _scalable(f"ups.{number + 1}", f"decoder.{level}.unpad.residual")
-            number += 2
-    return keys | {"final_conv.block.0": "output_norm", "final_conv.block.3": "output_conv"}
+def import_published(options: ImportPublishedOptions) -> None:
+    """Make a pipeline folder of the authors' checkpoints.
 
-
-def vqvae_keys(num_res_blocks: int = 6) -> dict[str, str]:
-    """Module prefixes of a published VQ-VAE → ours."""
-    keys = {
-        "encoder.0.0": "encoder.down_1",
-        "encoder.1.0": "encoder.down_2",
-        "encoder.2.0": "encoder.conv",
-        f"encoder.{num_res_blocks + 4}.0": "encoder.output_conv",
-        "decoder.0.0": "decoder.input_conv",
-        f"decoder.{num_res_blocks + 2}.0": "decoder.up_1",
-        f"decoder.{num_res_blocks + 3}.0": "decoder.up_2",
+    Raises:
+        RequestError: a checkpoint is missing, is another than it was given as, or fits none of the networks;
+            or the checkpoints make no pipeline.
+    """
+    given: dict[Kind, Path | None] = {
+        "slices": options.slices,
+        "vqvae": options.vqvae,
+        "latents": options.latents,
     }
-    for layer in range(num_res_blocks):
-        for side, first in {"encoder": 3, "decoder": 1}.items():
-            keys[f"{side}.{first + layer}.resblock.0"] = f"{side}.residual_layers.{layer}.conv_1"
-            keys[f"{side}.{first + layer}.resblock.2"] = f"{side}.residual_layers.{layer}.conv_2"
-    return keys
+    found: dict[Kind, PublishedNetwork] = {}
+    for kind, path in given.items():
+        if path is not None:
+            found[kind] = read_published(path)
+            if found[kind].kind != kind:
+                raise RequestError(
+                    f"{path} holds a {SPOKEN[found[kind].kind]}, not a {SPOKEN[kind]}; "
+                    f"give it as --{found[kind].kind}."
+                )
+    if options.hub is not None:
+        found = _fetch_published(options.hub, options.anatomy) | found
+    pipeline = _assemble(found, options.anatomy)
+    pipeline.save_pretrained(options.output)
+
+    for kind, published in sorted(found.items()):
+        parameters = sum(parameter.numel() for parameter in published.network.parameters())
+        print(f"{SPOKEN[kind]}: {published.path.name}, {parameters / 1e6:.1f} M parameters")
+    print(f"Wrote {options.output}. What the authors' files do not tell is assumed, in plan.json:")
+    for sentence in pipeline.plan.assumptions:
+        print(f"- {sentence}")
 
 
-def _block(published: str, ours: str) -> dict[str, str]:
-    attention = {"norm": "norm", "qkv": "query_key_value", "out": "output"}
-    return _residual(f"{published}.res_block", f"{ours}.residual") | {
-        f"{published}.attn.{key}": f"{ours}.attention.{value}" for key, value in attention.items()
-    }
+def _fetch_published(repository: str, anatomy: str) -> dict[Kind, PublishedNetwork]:
+    """The networks in a Hub repository, told apart by what its checkpoints hold.
 
-
-def _residual(published: str, ours: str) -> dict[str, str]:
-    names = {
-        "block1.block.0": "norm_1",
-        "block1.block.3": "conv_1",
-        "mlp.1": "time",
-        "block2.block.0": "norm_2",
-        "block2.block.3": "conv_2",
-        "res_conv": "shortcut",
-    }
-    return {f"{published}.{key}": f"{ours}.{value}" for key, value in names.items()}
-
-
-def _scalable(published: str, ours: str) -> dict[str, str]:
-    return {f"{published}.block.0": f"{ours}.norm", f"{published}.block.2": f"{ours}.conv"}
-
-
-def _rename(state: Mapping[str, Tensor], keys: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename by module prefix; keys that the table does not know stay as they are, for the loader to name."""
-    renamed = {}
-    for key, value in state.items():
-        prefix, _, name = key.rpartition(".")
-        renamed[f"{keys[prefix]}.{name}" if prefix in keys else key] = value
-    return renamed
-
-
-def convert_unet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published scalable U-Net's state dict with the keys of `ScalableUNet`."""
-    return _rename(state, unet_keys())
-
-
-def restore_unet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `convert_unet_state`."""
-    return _rename(state, {ours: published for published, ours in unet_keys().items()})
-
-
-def convert_vqvae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published VQ-VAE's state dict with the keys of `VQVAE` (`codebook_update="gradient"`)."""
-    converted = _rename(state, vqvae_keys(_count_residual_layers(state)))
-    if "vq_layer.embedding.weight" in converted:
-        converted["quantizer.codebook"] = converted.pop("vq_layer.embedding.weight")
-        converted["quantizer.initialised"] = torch.tensor(True)
-    return converted
-
-
-def restore_vqvae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `convert_vqvae_state`."""
-    layers = len(
-        {key for key in state if re.fullmatch(r"encoder\.residual_layers\.\d+\.conv_1\.weight", key)}
+    Raises:
+        RequestError: it cannot be fetched, holds none of the networks, or several of one kind.
+    """
+    other = {"brain": "pelvis", "pelvis": "brain"}[anatomy]
+    folder = fetch(
+        repository,
+        [f"*{suffix}" for suffix in _SUFFIXES],
+        ignore=["*" + "".join(f"[{letter}{letter.upper()}]" for letter in other) + "*"],
+        by_hand=f"download its checkpoints ({', '.join(_SUFFIXES)}: 2D-SDM, VQ-VAE, 3D-SLDM) from "
+        f"https://huggingface.co/{repository} by hand, put them into any folder, and run `{_COMMAND}`",
     )
-    restored = _rename(state, {ours: published for published, ours in vqvae_keys(layers).items()})
-    restored["vq_layer.embedding.weight"] = restored.pop("quantizer.codebook")
-    del restored["quantizer.initialised"]
-    return restored
+    found: dict[Kind, list[PublishedNetwork]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix not in _SUFFIXES or other in name.lower():
+            continue
+        try:
+            published = read_published(path)
+        except RequestError as error:
+            print(f"{name} is left aside: {error}")
+            continue
+        found.setdefault(published.kind, []).append(published)
+    if not found:
+        raise RequestError(
+            f"{repository} holds no published network for the {anatomy}; {_COMMAND} takes files."
+        )
+    for kind, several in found.items():
+        if len(several) > 1:
+            raise RequestError(
+                f"{repository} holds {len(several)} checkpoints of a {SPOKEN[kind]}: "
+                f"{', '.join(str(one.path) for one in several)}; choose one, with --{kind} FILE and without "
+                "--hub."
+            )
+    return {kind: several[0] for kind, several in found.items()}
 
 
-def _count_residual_layers(state: Mapping[str, Any]) -> int:
-    return sum(re.fullmatch(r"encoder\.\d+\.resblock\.0\.weight", key) is not None for key in state)
+def _assemble(
+    found: Mapping[Kind, PublishedNetwork], anatomy: Literal["brain", "pelvis"]
+) -> "TranslationPipeline":
+    # Here, so that what only reads checkpoints or data does not wait for the library of noise schedules.
+    from ct2mri.diffusion import NoiseSettings
+    from ct2mri.pipeline import TranslationPipeline
+    from ct2mri.stages import LatentsStage, SlicesStage
+
+    if not found:
+        raise RequestError(f"No checkpoint was given; run `{_COMMAND}`, or with --hub owner/name.")
+    noise = NoiseSettings(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        prediction_type="epsilon",
+        zero_terminal_snr=False,
+        last_timestep_input="noise",
+    )
+    slices = latents = None
+    if "slices" in found:
+        network = found["slices"].network
+        assert isinstance(network, ScalableUNet)
+        slices = SlicesStage(
+            network, noise, sampler=_SAMPLER, num_inference_steps=_STEPS, orientations=("axial",)
+        )
+    if ("vqvae" in found) != ("latents" in found):
+        missing: Kind = "latents" if "vqvae" in found else "vqvae"
+        raise RequestError(
+            f"The VQ-VAE and the 3D-SLDM go together, and the {SPOKEN[missing]} is missing; "
+            f"give it with --{missing}, or leave out the other."
+        )
+    if "latents" in found:
+        network, vqvae = found["latents"].network, found["vqvae"].network
+        assert isinstance(network, ScalableUNet)
+        assert isinstance(vqvae, VQVAE)
+        if slices is None:
+            raise RequestError("The 3D-SLDM refines what the 2D-SDM draws; give that with --slices as well.")
+        latents = LatentsStage(
+            network,
+            vqvae,
+            noise,
+            sampler=_SAMPLER,
+            num_inference_steps=_STEPS,
+            latents_mean=[0.0] * vqvae.embedding_dim,
+            latents_std=[1.0] * vqvae.embedding_dim,
+            condition=["draft"],
+            draft={"sampler": _SAMPLER, "num_inference_steps": _STEPS, "orientations": ["axial"]},
+        )
+    card = {
+        "name": f"published-{anatomy}",
+        "origin": "weights published with Ni, Ma, Chen: Scalable Diffusion Models for Inter-modality "
+        "Volumetric Medical Image Translation, The Visual Computer, 2025",
+        "checkpoints": {kind: published.path.name for kind, published in sorted(found.items())},
+    }
+    return TranslationPipeline(published_plan(anatomy), slices, latents, card)
+
+
+def published_plan(anatomy: Literal["brain", "pelvis"]) -> Plan:
+    """The plan for the published networks; what the authors do not tell is assumed, and said to be."""
+    spacing = _SPACING[anatomy]
+    return Plan(
+        source_windows=[_WINDOW],
+        target_percentile=_TARGET_PERCENTILE,
+        target_scale=_TARGET_SCALE,
+        split=Split(seed=0, train=[], validation=[], test=[]),
+        fingerprint=None,
+        spacing=spacing,
+        crop_margin_mm=_CROP_MARGIN_MM,
+        body_threshold=BODY_THRESHOLD,
+        anatomy=anatomy,
+        assumptions=[
+            f"CT values from {_WINDOW[0]:g} to {_WINDOW[1]:g} HU map to -1 to 1.",
+            f"Voxels are {' × '.join(f'{edge:g}' for edge in spacing)} mm (right, anterior, superior).",
+            f"Outside the body (above {BODY_THRESHOLD:g} HU) nothing matters; volumes are cropped "
+            f"{_CROP_MARGIN_MM:g} mm around it.",
+            f"MR values from 0 to the {_TARGET_PERCENTILE:g}th percentile in the body map to -1 to 1; "
+            f"results are in arbitrary units in which that percentile is {_TARGET_SCALE:g}.",
+            "The 3D stage refines axial slices.",
+            "The authors' arrays are (slice, row, column), as their sizes suggest, so the networks' kernels "
+            "are turned to (right, anterior, superior); which way rows and columns run there is not known.",
+            "The patients that the networks were trained on are not known, so nobody is held out.",
+        ],
+    )
+
+
+def read_raw_volume(path: str | Path, shape: Sequence[int]) -> NDArray[np.float32]:
+    """A volume of the authors' prepared data: float32 numbers without a header, the last axis fastest.
+
+    Args:
+        path: the file.
+        shape: its three axes; brains are 160×224×168, pelvises 96×240×384.
+
+    Raises:
+        RequestError: there is no such file, or it has not the size of that shape.
+    """
+    path = Path(path)
+    if len(shape) != 3 or min(shape) < 1:
+        raise RequestError(f"The shape of a volume is three positive numbers, got {list(shape)}.")
+    if not path.is_file():
+        raise RequestError(f"There is no volume at {path}.")
+    expected = 4 * math.prod(shape)
+    got = path.stat().st_size
+    if got != expected:
+        fitting = [s for s in PUBLISHED_SHAPES.values() if 4 * math.prod(s) == got]
+        hint = f"; {'×'.join(map(str, fitting[0]))} would fit" if fitting else ""
+        raise RequestError(
+            f"{path} has {got} bytes, but a volume of {'×'.join(map(str, shape))} float32 numbers has "
+            f"{expected}{hint}."
+        )
+    return np.fromfile(path, dtype="<f4").reshape(tuple(shape)).astype(np.float32, copy=False)
+
+
+@contextmanager
+def slice_stacks(path: str | Path) -> Iterator[dict[str, h5py.Dataset]]:
+    """Stacks of slices in an HDF5 file of the authors' prepared data, read only where they are indexed.
+
+    The authors keep the slices of the three orientations apart by size, one dataset a size. How the datasets
+    are named is not documented: every dataset of the file counts, also in groups, that holds numbers on three
+    axes (slice, row, column).
+
+    Yields:
+        Name of the dataset (with its groups) → the dataset, (N, H, W).
+
+    Raises:
+        RequestError: there is no such file, it is not HDF5, or holds no stack of slices.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"There is no file of slices at {path}.")
+    if not h5py.is_hdf5(path):
+        raise RequestError(f"{path} is not an HDF5 file.")
+    with h5py.File(path, "r") as file:
+        stacks: dict[str, h5py.Dataset] = {}
+
+        def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "fiu":
+                stacks[name] = item
+
+        file.visititems(collect)
+        if not stacks:
+            raise RequestError(f"{path} holds no dataset of numbers on three axes (slice, row, column).")
+        yield stacks
