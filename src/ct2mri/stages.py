@@ -4,7 +4,7 @@ On disk a stage is a folder: `config.json` and `model.safetensors` are the netwo
 Every stage samples one volume in the networks' units, [−1, 1], on the working grid, axes in RAS+ order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -21,6 +21,8 @@ from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_ne
 AIR = -1.0
 
 ConditionPart = Literal["draft", "source"]
+Condition = Mapping[ConditionPart, Tensor]
+"""Volumes to draw from: `source` (windows, i, j, k) and, after the first stage, `draft` (1, i, j, k)."""
 OnStep = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all) after each step; raising in it stops the sampling."""
 
@@ -52,13 +54,9 @@ class SlicesStage:
         orientations: Sequence[Orientation] = ("axial",),
         batch_size: int = 16,
     ) -> None:
-        if not orientations or any(name not in SLICE_AXIS for name in orientations):
-            raise RequestError(
-                f"A slices stage needs one or more orientations out of {', '.join(SLICE_AXIS)}, "
-                f"got {', '.join(orientations) or 'none'}."
-            )
+        _check_names("orientations of a slices stage", orientations, SLICE_AXIS)
         check_batch_size(batch_size)
-        _check_sampling(sampler, num_inference_steps, noise)
+        check_sampling(sampler, num_inference_steps, noise)
         self.network = network
         self.noise = noise
         self.sampler = sampler
@@ -74,7 +72,7 @@ class SlicesStage:
     @torch.inference_mode()
     def sample(
         self,
-        condition: Tensor,
+        condition: Condition,
         noise: SeededNoise,
         on_step: OnStep | None = None,
         *,
@@ -84,7 +82,7 @@ class SlicesStage:
         """Draw a volume.
 
         Args:
-            condition: the source, (condition channels, i, j, k) in [−1, 1].
+            condition: of its volumes, the source.
             noise: one volume of it is drawn and sliced, so that a result does not depend on the batches.
             on_step: told of progress.
             sampler: instead of the stage's own.
@@ -95,16 +93,21 @@ class SlicesStage:
         """
         sampler = sampler or self.sampler
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        _check_sampling(sampler, steps, self.noise)
-        _check_channels(condition, self.network.condition_channels)
-        shape = (int(condition.shape[1]), int(condition.shape[2]), int(condition.shape[3]))
+        check_sampling(sampler, steps, self.noise)
+        source = condition["source"]
+        if len(source) != self.network.condition_channels:
+            raise RequestError(
+                f"The slices stage takes {self.network.condition_channels} source windows, got {len(source)}; "
+                "use the plan that it was trained with."
+            )
+        shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
         start = noise((1, *shape), stage=self.kind)
         orientations = self._orientations_for(shape)
 
         batches: list[tuple[Orientation, Tensor]] = []
         for orientation in orientations:
             # A slice that holds only the lowest value of every window shows nothing to draw from.
-            shown = _slices_first(condition, orientation).flatten(1).amax(dim=1) > AIR
+            shown = _slices_first(source, orientation).flatten(1).amax(dim=1) > AIR
             batches += [
                 (orientation, indices) for indices in torch.split(shown.nonzero().flatten(), self.batch_size)
             ]
@@ -113,7 +116,7 @@ class SlicesStage:
         drawn = {orientation: torch.full((1, *shape), AIR) for orientation in orientations}
         for number, (orientation, indices) in enumerate(batches):
             _slices_first(drawn[orientation], orientation)[indices] = self._draw(
-                _slices_first(condition, orientation)[indices],
+                _slices_first(source, orientation)[indices],
                 _slices_first(start, orientation)[indices],
                 [f"slices/{orientation}/{index}" for index in indices.tolist()],
                 noise,
@@ -242,11 +245,7 @@ class LatentsStage:
         condition: Sequence[ConditionPart],
         draft: dict[str, Any],
     ) -> None:
-        if not condition or any(part not in get_args(ConditionPart) for part in condition):
-            raise RequestError(
-                f"A latents stage is conditioned on {' or '.join(get_args(ConditionPart))} or both, "
-                f"got {', '.join(condition) or 'nothing'}."
-            )
+        _check_names("condition of a latents stage", condition, get_args(ConditionPart))
         channels = vqvae.embedding_dim
         if len(latents_mean) != channels or len(latents_std) != channels or min(latents_std) <= 0:
             raise RequestError(
@@ -258,9 +257,10 @@ class LatentsStage:
             raise RequestError(
                 f"The latents network takes {network.sample_channels} sample and "
                 f"{network.condition_channels} condition channels, but this VQ-VAE with the "
-                f"condition {' + '.join(condition)} gives {expected[0]} and {expected[1]}; take the VQ-VAE that it was trained with."
+                f"condition {' + '.join(condition)} gives {expected[0]} and {expected[1]}; "
+                "take the one that it was trained with."
             )
-        _check_sampling(sampler, num_inference_steps, noise)
+        check_sampling(sampler, num_inference_steps, noise)
         self.network = network
         self.vqvae = vqvae
         self.noise = noise
@@ -300,8 +300,7 @@ class LatentsStage:
     @torch.inference_mode()
     def sample(
         self,
-        draft: Tensor | None,
-        source: Tensor,
+        condition: Condition,
         noise: SeededNoise,
         on_step: OnStep | None = None,
         *,
@@ -311,8 +310,7 @@ class LatentsStage:
         """Refine a volume.
 
         Args:
-            draft: (1, i, j, k) in [−1, 1]; None where the stage is conditioned on the source alone.
-            source: (source windows, i, j, k) in [−1, 1].
+            condition: the volumes that the stage is conditioned on, among others.
             noise: of the latents.
             on_step: told of progress.
             sampler: instead of the stage's own.
@@ -324,23 +322,21 @@ class LatentsStage:
         Raises:
             RequestError: the stage needs a draft and there is none.
         """
-        if "draft" in self.condition and draft is None:
+        if missing := [part for part in self.condition if part not in condition]:
             raise RequestError(
-                "This latents stage refines drafts, and there is none; add the slices stage that draws them."
+                f"The latents stage is conditioned on a {missing[0]}, and there is none; "
+                "put the stage that draws it before this one."
             )
         sampler = sampler or self.sampler
         steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        _check_sampling(sampler, steps, self.noise)
+        check_sampling(sampler, steps, self.noise)
         device = _prepare(self.network)
-        volumes = {"draft": draft, "source": source[:1]}
-        parts = [volume for part in self.condition if (volume := volumes[part]) is not None]
-        condition = torch.cat(
-            [self.encode_standardised(volume) for volume in parts]
-        )  # (C·parts, i/4, j/4, k/4)
-        shape = (1, self.vqvae.embedding_dim, *condition.shape[1:])
+        # (latent channels · parts, i/4, j/4, k/4); of the source's windows the first.
+        encoded = torch.cat([self.encode_standardised(condition[part][:1]) for part in self.condition])
+        shape = (1, self.vqvae.embedding_dim, *encoded.shape[1:])
         latents = sample(
             self.network,
-            condition[None],
+            encoded[None],
             noise(shape, stage=self.kind).to(device),
             self.noise,
             sampler=sampler,
@@ -348,7 +344,7 @@ class LatentsStage:
             step_noise=lambda step: noise(shape, stage="latents", step=step),
             on_step=None if on_step is None else lambda step, of: on_step(self.kind, step, of),
         )
-        return self.decode_standardised(latents[0], source.shape[1:]).clamp(-1, 1).cpu()
+        return self.decode_standardised(latents[0], condition["source"].shape[1:]).clamp(-1, 1).cpu()
 
     def save_stage(self, folder: str | Path) -> None:
         """Write the stage into a folder of its own; the VQ-VAE goes beside it, with `save_vqvae`."""
@@ -425,17 +421,18 @@ def check_batch_size(batch_size: int) -> None:
         raise RequestError(f"--batch_size is at least 1, got {batch_size}.")
 
 
-def _check_sampling(sampler: str, num_inference_steps: int, noise: NoiseSettings) -> None:
+def check_sampling(sampler: str, num_inference_steps: int, noise: NoiseSettings) -> None:
+    """Raise RequestError unless there is such a sampler and it can take so many steps."""
     if sampler not in get_args(Sampler):
         raise RequestError(f"The sampler is one of {', '.join(get_args(Sampler))}, got {sampler!r}.")
     check_steps(num_inference_steps, noise)
 
 
-def _check_channels(condition: Tensor, channels: int) -> None:
-    if condition.ndim != 4 or condition.shape[0] != channels:
+def _check_names(what: str, names: Sequence[str], allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(allowed):
         raise RequestError(
-            f"The slices stage takes a source of {channels} window(s) on three axes, got shape "
-            f"{tuple(condition.shape)}; use the plan that it was trained with."
+            f"The {what}: one or more of {', '.join(allowed)}, each once; got {', '.join(names) or 'none'}."
         )
 
 
