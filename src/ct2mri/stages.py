@@ -97,8 +97,8 @@ class SlicesStage:
         source = condition["source"]
         if len(source) != self.network.condition_channels:
             raise RequestError(
-                f"The slices stage takes {self.network.condition_channels} source windows, got {len(source)}; "
-                "use the plan that it was trained with."
+                f"The slices stage takes {self.network.condition_channels} source windows, "
+                f"got {len(source)}; use the plan that it was trained with."
             )
         shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
         start = noise((1, *shape), stage=self.kind)

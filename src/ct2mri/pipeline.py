@@ -1,0 +1,423 @@
+"""What a trained system is, on disk and in use: a plan, and stages that follow one another.
+
+A pipeline folder is all that is needed to translate:
+
+    pipeline.json   format_version, name, stages, facts for the model card
+    plan.json       how a CT becomes network input, and what the results mean
+    slices/         the 2D stage, where there is one
+    vqvae/ latents/ the 3D stage, where there is one
+    README.md       the model card
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ct2mri import __version__
+from ct2mri.data.plan import Plan, Split, prepare_source, restore_to_input
+from ct2mri.data.volume import Volume
+from ct2mri.diffusion import SeededNoise
+from ct2mri.errors import RequestError
+from ct2mri.files import atomic_folder, write_json
+from ct2mri.hub import resolve_pretrained
+from ct2mri.model_card import model_card
+from ct2mri.options import Sampler
+from ct2mri.stage_files import weights_hash
+from ct2mri.stages import Condition, LatentsStage, OnStep, SlicesStage, check_sampling, save_vqvae
+
+FORMAT_VERSION = 1
+FACTS = "pipeline.json"
+
+SAFETY_SENTENCE = (
+    "SYNTHETIC MR, generated from CT, not acquired. Lesions may be missing or invented. "
+    "Research use only; not for diagnosis, contouring or dose planning."
+)
+UNITS = "arbitrary MR units on the training set's median scale"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What the stages drew, in the networks' units: float32 (i, j, k) on the working grid.
+
+    Attributes:
+        mean: over the samples, in [−1, 1].
+        draft: mean of what the last stage refined; None with a single stage.
+        spread: standard deviation over the samples; None with a single sample.
+    """
+
+    mean: NDArray[np.float32]
+    draft: NDArray[np.float32] | None
+    spread: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class TranslationResult:
+    """A translated volume; all volumes are on the source's own grid, 0 outside the body.
+
+    Attributes:
+        volume: the result, in arbitrary MR units on the training set's median scale.
+        draft: what the last stage refined, in the same units; None with a single stage.
+        spread: standard deviation over the samples, in the same units; None with a single sample.
+        warnings: what the user should know of this result, a sentence each.
+    """
+
+    volume: Volume
+    draft: Volume | None
+    spread: Volume | None
+    warnings: list[str]
+
+
+class TranslationPipeline:
+    """Translates CT volumes into MR volumes.
+
+    Args:
+        plan: how a source volume becomes network input, and what the results mean.
+        slices: the 2D stage.
+        latents: the 3D stage, which comes after it.
+        card: facts for the model card: `name`, and whatever else the reader should know.
+
+    Raises:
+        RequestError: there is no stage, or the stages fit neither the plan nor one another.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        slices: SlicesStage | None = None,
+        latents: LatentsStage | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        if slices is None and latents is None:
+            raise RequestError("A pipeline needs a slices stage, a latents stage or both; got neither.")
+        if latents is not None and slices is None and "draft" in latents.condition:
+            raise RequestError(
+                "The latents stage refines drafts, and the slices stage that draws them is missing; "
+                "add that stage."
+            )
+        if slices is not None and slices.network.condition_channels != plan.channels:
+            raise RequestError(
+                f"The plan has {plan.channels} source windows, the slices stage was trained with "
+                f"{slices.network.condition_channels}; use the plan that it was trained with."
+            )
+        self.plan = plan
+        self.slices = slices
+        self.latents = latents
+        self.card = {"name": "unnamed", **(card or {})}
+
+    @property
+    def name(self) -> str:
+        """The model's name, shown on its results."""
+        return str(self.card["name"])
+
+    @property
+    def stages(self) -> list[SlicesStage | LatentsStage]:
+        """The stages in running order; each refines what the one before it drew."""
+        return [stage for stage in (self.slices, self.latents) if stage is not None]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the weights of all networks."""
+        networks = [stage.network for stage in self.stages]
+        hashes = [weights_hash(network) for network in networks]
+        if self.latents is not None:
+            hashes.append(weights_hash(self.latents.vqvae))
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move all networks: `auto`, `cpu`, `cuda` or `mps`."""
+        chosen = choose_device(device) if isinstance(device, str) else device
+        for stage in self.stages:
+            stage.to(chosen)
+        return self
+
+    def with_plan(self, plan: Plan) -> "TranslationPipeline":
+        """The same stages with another plan."""
+        return TranslationPipeline(plan, self.slices, self.latents, self.card)
+
+    # --- use ---------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        ct: Volume,
+        *,
+        mask: Volume | None = None,
+        num_inference_steps: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+    ) -> Volume:
+        """Translate a volume; see `translate`. What the user should know is told as Python warnings."""
+        result = self.translate(
+            ct,
+            mask=mask,
+            num_inference_steps=num_inference_steps,
+            sampler=sampler,
+            seed=seed,
+            on_step=on_step,
+        )
+        for sentence in result.warnings:
+            warnings.warn(sentence, stacklevel=2)
+        return result.volume
+
+    def translate(
+        self,
+        ct: Volume,
+        *,
+        mask: Volume | None = None,
+        num_inference_steps: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        samples: int = 1,
+        on_step: OnStep | None = None,
+    ) -> TranslationResult:
+        """Translate a volume, on its own grid.
+
+        Args:
+            ct: the source, in HU (in grey values where the plan says so).
+            mask: the body (above 0.5), on any grid; without one it is found by the plan's threshold.
+            num_inference_steps: steps of the last stage; by default its own. Earlier stages keep theirs,
+                which the last one was trained with.
+            sampler: of the last stage; by default its own.
+            seed: of the noise; sample n has the seed `seed` + n.
+            samples: how many to draw and average.
+            on_step: told of progress; raising in it cancels.
+
+        Raises:
+            RequestError: the volume is no CT, shows no body, or a setting is not allowed.
+        """
+        from ct2mri.data.plausibility import require_ct, require_finite, source_warnings
+
+        self.check(num_inference_steps=num_inference_steps, sampler=sampler, samples=samples)
+        (require_ct if self.plan.source_units == "HU" else require_finite)(ct)
+        if mask is not None:
+            require_finite(mask)
+        prepared = prepare_source(ct, self.plan, mask)
+        drawn = self.sample(
+            prepared.array,
+            num_inference_steps=num_inference_steps,
+            sampler=sampler,
+            seed=seed,
+            samples=samples,
+            on_step=on_step,
+        )
+        body = restore_to_input(prepared.mask.astype(np.float32), prepared.grid, ct, 0).array > 0.5
+
+        def restored(array: NDArray[np.float32]) -> Volume:
+            volume = restore_to_input(array, prepared.grid, ct, 0)
+            return volume.with_array(np.where(body, volume.array, np.float32(0)))
+
+        return TranslationResult(
+            volume=restored(to_target_units(drawn.mean, self.plan)),
+            draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
+            spread=None if drawn.spread is None else restored(drawn.spread * (self.plan.target_scale / 2)),
+            warnings=[
+                *ct.metadata.get("warnings", []),
+                *source_warnings(ct, self.plan, mask),
+                *self.standing_warnings(drawn),
+            ],
+        )
+
+    def check(
+        self, *, num_inference_steps: int | None = None, sampler: Sampler | None = None, samples: int = 1
+    ) -> None:
+        """Raise RequestError unless the last stage can be sampled so."""
+        last = self.stages[-1]
+        steps = last.num_inference_steps if num_inference_steps is None else num_inference_steps
+        check_sampling(sampler or last.sampler, steps, last.noise)
+        if samples < 1:
+            raise RequestError(f"--samples is at least 1, got {samples}.")
+
+    def sample(
+        self,
+        source: NDArray[np.float32],
+        *,
+        num_inference_steps: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        samples: int = 1,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """Run the stages on prepared source windows, (C, i, j, k) in [−1, 1]; the rest as in `translate`."""
+        means: list[NDArray[np.float64]] = [np.zeros(source.shape[1:]) for _ in self.stages]
+        squares = np.zeros(source.shape[1:])
+        for number in range(samples):
+            noise = SeededNoise(seed + number)
+            condition: Condition = {"source": torch.from_numpy(np.array(source, dtype=np.float32))}
+            for order, stage in enumerate(self.stages):
+                last = order == len(self.stages) - 1
+                drawn = stage.sample(
+                    condition,
+                    noise,
+                    _over_samples(on_step, number, samples),
+                    sampler=sampler if last else None,
+                    num_inference_steps=num_inference_steps if last else None,
+                )
+                condition = {**condition, "draft": drawn}
+                array = drawn[0].numpy()
+                if not np.isfinite(array).all():
+                    raise RequestError(
+                        f"The {stage.kind} stage of {self.name} drew numbers that are not finite; "
+                        "its weights are damaged, or training went wrong: use another model."
+                    )
+                # Welford's running mean; after the last stage also the running sum of squared deviations.
+                before = array - means[order]
+                means[order] += before / (number + 1)
+                if last:
+                    squares += before * (array - means[order])
+        return Samples(
+            mean=means[-1].astype(np.float32),
+            draft=means[-2].astype(np.float32) if len(means) > 1 else None,
+            spread=np.sqrt(squares / (samples - 1)).astype(np.float32) if samples > 1 else None,
+        )
+
+    def standing_warnings(self, drawn: Samples) -> list[str]:
+        """What is to be known of a result, whatever the source: a sentence each."""
+        found = [f"Assumed: {assumption}" for assumption in self.plan.assumptions]
+        if drawn.spread is not None and not drawn.spread.any():
+            found.append(
+                "All samples are alike, since one step gives the network's mean estimate without chance; "
+                "ask for more steps to see a spread."
+            )
+        return found
+
+    # --- on disk -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path, device: str = "auto") -> Self:
+        """Read a pipeline.
+
+        Args:
+            name_or_folder: a pipeline folder, or "owner/name" of one on the Hugging Face Hub.
+            device: auto, cpu, cuda or mps.
+
+        Raises:
+            RequestError: there is no such pipeline, a part is missing, damaged or of a newer version, or the
+                device is not there.
+        """
+        chosen = choose_device(device)
+        folder = resolve_pretrained(name_or_folder)
+        facts = _read_facts(folder)
+        kinds = facts["stages"]
+        plan = Plan.read(folder / "plan.json")
+        slices = SlicesStage.load_stage(folder / "slices", chosen) if "slices" in kinds else None
+        latents = LatentsStage.load_stage(folder / "latents", chosen) if "latents" in kinds else None
+        return cls(plan, slices, latents, {**facts["card"], "name": facts["name"]})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the pipeline into a folder of its own, whole or not at all; an older pipeline is replaced.
+
+        The plan is written without the patients of its split, since models are shared.
+
+        Raises:
+            RequestError: the folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / FACTS).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise RequestError(
+                f"{folder} holds something other than a pipeline, which would be lost; "
+                "give a new or empty folder."
+            )
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "stages": [stage.kind for stage in self.stages],
+            "hash": self.hash,
+            "ct2mri": __version__,
+            "card": {key: value for key, value in self.card.items() if key != "name"},
+        }
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / FACTS, facts)
+            replace(self.plan, split=Split(self.plan.split.seed, [], [], [])).write(temporary / "plan.json")
+            for stage in self.stages:
+                stage.save_stage(temporary / stage.kind)
+            if self.latents is not None:
+                save_vqvae(self.latents.vqvae, temporary / "vqvae")
+            card = model_card(self.card, self.plan, self.stages, SAFETY_SENTENCE, UNITS)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        version = int(facts["format_version"])
+        if version > FORMAT_VERSION:
+            raise RequestError(
+                f"{path} has format_version {version}, this program reads up to {FORMAT_VERSION}; "
+                "update ct2mri."
+            )
+        if not isinstance(facts["stages"], list) or not isinstance(facts["card"], dict):
+            raise TypeError("stages is a list, card an object")
+        facts["name"] = str(facts["name"])
+    except FileNotFoundError as error:
+        hint = (
+            "this is the run of one stage, and `ct2mri export` makes a model of it"
+            if (folder / "run.json").is_file()
+            else "give a folder that `ct2mri export` wrote, or copy it again"
+        )
+        raise RequestError(f"{folder} is no model folder, since it holds no {FACTS}; {hint}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{path} is damaged ({error!r}); copy or export the model again.") from error
+    result: dict[str, Any] = facts
+    return result
+
+
+def starter_folder() -> Path:
+    """The pipeline folder that ships with the package.
+
+    Raises:
+        RequestError: this installation has none.
+    """
+    folder = Path(str(files("ct2mri"))) / "starter" / "model"
+    if not (folder / FACTS).is_file():
+        raise RequestError(
+            "This installation holds no starter model; "
+            "give a model with --model FOLDER or --model OWNER/NAME."
+        )
+    return folder
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: `auto` (the best there is), `cpu`, `cuda` or `mps`.
+
+    Raises:
+        RequestError: an unknown device, or one that is not there.
+    """
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [kind for kind, there in usable.items() if there]
+    if name == "auto":
+        return torch.device(here[0])
+    if name not in usable:
+        raise RequestError(f"--device is auto, cpu, cuda or mps, got {name}; choose one of them.")
+    if not usable[name]:
+        raise RequestError(
+            f"There is no {name} on this machine; choose --device auto or {' or '.join(here)}."
+        )
+    return torch.device(name)
+
+
+def to_target_units(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    """Target values, float32 and not negative, of a volume in the networks' units."""
+    from ct2mri.data.intensity import unscale_target
+
+    return np.maximum(unscale_target(scaled, plan.target_scale), np.float32(0))
+
+
+def _over_samples(on_step: OnStep | None, number: int, samples: int) -> OnStep | None:
+    """Tells progress over all samples."""
+    if on_step is None:
+        return None
+    tell: Callable[[str, int, int], None] = on_step
+    return lambda stage, step, total: tell(stage, number * total + step, samples * total)
