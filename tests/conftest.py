@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+from hub_stand_in import HubStandIn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,3 +83,19 @@ def write_dicom_slice() -> Callable[..., None]:
         header.save_as(path)
 
     return write
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A stand-in for the Hugging Face Hub with no repositories and an empty local cache."""
+    from huggingface_hub import constants
+
+    root = tmp_path / "hub"
+    root.mkdir()
+    stand_in = HubStandIn(root)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, stand_in.endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", stand_in.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    yield stand_in
+    stand_in.close()

@@ -74,7 +74,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise RequestError(
             f"{path} is not a checkpoint of tensors and numbers alone, so it is not opened ({reason})."
         ) from error
-    except (RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(f"{path} cannot be read as a checkpoint ({reason}); fetch it again.") from error
     if isinstance(content, dict):
@@ -165,15 +165,17 @@ def _require_same_layout(
 
 def _unet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration of a scalable U-Net from the shapes of its weights."""
-    base_channels, in_channels, *kernel = state["downs.0.weight"].shape
-    condition_channels = state["c_downs.0.weight"].shape[1]
+    base_channels, in_channels, *kernel = _kernel_shape(state, "downs.0.weight")
+    condition_channels = _kernel_shape(state, "c_downs.0.weight")[1]
     levels = range(count_levels(state))
-    widths = [state[f"downs.{3 * level + 1}.res_block.block1.block.3.weight"].shape[0] for level in levels]
+    widths = [
+        _kernel_shape(state, f"downs.{3 * level + 1}.res_block.block1.block.3.weight")[0] for level in levels
+    ]
     return {
         "spatial_dims": len(kernel),
         "sample_channels": in_channels - condition_channels,
         "condition_channels": condition_channels,
-        "out_channels": state["final_conv.block.3.weight"].shape[0],
+        "out_channels": _kernel_shape(state, "final_conv.block.3.weight")[0],
         "base_channels": base_channels,
         "channel_multipliers": [width // base_channels for width in widths],
         "attention_levels": [level for level in levels if f"downs.{3 * level + 1}.attn.qkv.weight" in state],
@@ -185,18 +187,27 @@ def _unet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _vqvae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration of a VQ-VAE from the shapes of its weights."""
-    half, in_channels, *kernel = state["encoder.0.0.weight"].shape
-    num_embeddings, embedding_dim = state[CODEBOOK].shape
+    half, in_channels, *kernel = _kernel_shape(state, "encoder.0.0.weight")
     num_res_blocks = count_residual_layers(state)
+    embedding_dim = _kernel_shape(state, f"encoder.{num_res_blocks + 4}.0.weight")[0]
     return {
         "spatial_dims": len(kernel),
         "in_channels": in_channels,
-        "out_channels": state[f"decoder.{num_res_blocks + 3}.0.bias"].shape[0],
-        "hidden_channels": [half, state["encoder.1.0.weight"].shape[0]],
+        # Transposed convolutions hold the input's channels first.
+        "out_channels": _kernel_shape(state, f"decoder.{num_res_blocks + 3}.0.weight")[1],
+        "hidden_channels": [half, _kernel_shape(state, "encoder.1.0.weight")[0]],
         "num_res_blocks": num_res_blocks,
         "embedding_dim": embedding_dim,
-        "num_embeddings": num_embeddings,
+        "num_embeddings": state[CODEBOOK].numel() // embedding_dim,
         "commitment_cost": _COMMITMENT_COST,
         "latent_activation": True,
         "codebook_update": "gradient",
     }
+
+
+def _kernel_shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    """Shape of a convolution's weight."""
+    shape = tuple(state[key].shape)
+    if len(shape) not in (4, 5):
+        raise RequestError(f"{key} is no kernel in two or three dimensions but has shape {shape}.")
+    return shape
