@@ -179,7 +179,7 @@ def _pose(
     rng: np.random.Generator, atlas: _Atlas, edges: tuple[float, float, float]
 ) -> tuple[tuple[int, int, int], NDArray[np.float64], NDArray[np.float64]]:
     """A random size, place and tilt: shape of the grid, voxel → scanner mm, voxel → template mm."""
-    scale = atlas.size * (1 + np.clip(rng.normal(0, atlas.size_spread), -0.08, 0.08))
+    scale = atlas.size * (1 + np.clip(rng.normal(0, atlas.size_spread), -0.05, 0.07))
     scales = scale * (1 + np.clip(rng.normal(0, atlas.size_spread, 3), -0.07, 0.07))
     angles = np.radians([rng.uniform(-limit, limit) for limit in atlas.tilt])
     low, high = np.array(atlas.low), np.array(atlas.high)

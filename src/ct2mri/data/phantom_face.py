@@ -36,7 +36,7 @@ def draw_airways(canvas: Canvas, rng: np.random.Generator, frontal_sinus: float)
         canvas.paint(region, Tissue.AIR, maxillary + float(rng.choice([0.6, 1.0, 3.5])))
         frontal = ellipsoid(
             region,
-            (side * 12, 69.5, -9 + 6 * frontal_sinus),
+            (side * 12, 66.5, -9 + 6 * frontal_sinus),
             (9 + 5 * frontal_sinus, 5.5, 6 + 9 * frontal_sinus),
         )
         canvas.paint(region, Tissue.CORTICAL_BONE, frontal - 1.5)

@@ -24,7 +24,7 @@ from ct2mri.data.phantom_anatomy import (
 )
 from ct2mri.data.phantom_tissues import Tissue
 
-MEAN_SIZE = 0.965  # the template's proportions are those of an atlas, whose brain is larger than most
+MEAN_SIZE = 0.98  # the template's proportions are those of an atlas, whose brain is larger than most
 BOX: tuple[Point, Point] = ((-86, -118, -140), (86, 112, 94))
 
 

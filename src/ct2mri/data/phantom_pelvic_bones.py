@@ -54,6 +54,8 @@ def draw_hip_bone(canvas: Canvas, rng: np.random.Generator, side: int, shape: Bo
     blade = np.abs(x - blade_x) * np.float32(0.87) - half
     wing = smooth_maximum(blade, (rim - 1) * 74, 5)
     wing = smooth_maximum(wing, 14 - z, 8)
+    notch = (np.hypot((y + 82) / 36, (z - 10) / 40) - 1) * 36  # the greater sciatic notch
+    wing = smooth_maximum(wing, -notch, 5)
     thick = tube(
         region,
         [(side * 44 * wide, -64, 76), (side * 62 * wide, -40, 48), (side * 80 * wide, -8, 26)],

@@ -141,7 +141,7 @@ def _paint_soft_tissue(
     # Inside the wall: thin in front (rectus), thicker at the sides, thickest behind (back muscles, buttocks).
     layer = 9 + 6 * np.clip(np.abs(x) / 90, 0, 1) + 34 * np.clip((-y - 5) / 70, 0, 1)
     cavity = smooth_maximum(wall + layer, ellipsoid(whole, (0, 6, 62), (128, 66, 150)), 12)
-    basin = ellipsoid(whole, (0, -6, 30), (58 * shape.bones.width, 56, 66))
+    basin = ellipsoid(whole, (0, -6, 30), (58 * shape.bones.width, 56, 57))
     inner = smooth_minimum(smooth_maximum(cavity, 45 - z, 20), smooth_maximum(basin, wall + 9, 8), 14)
     canvas.paint(whole, Tissue.FAT, inner)
     return skin, inner

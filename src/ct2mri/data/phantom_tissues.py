@@ -115,8 +115,8 @@ def draw_values(rng: np.random.Generator, sequence: Sequence, ct_noise: float) -
     Args:
         rng: source of the case's randomness.
         sequence: what the MR signals are computed for.
-        ct_noise: deviation of the CT's noise in HU, 3 or more. The contrast of grey against white matter stays below
-            it: otherwise a model learns an eyesight that no scanner has.
+        ct_noise: deviation of the CT's noise in HU, 3 or more. The contrast of grey against white matter
+            is at most that: otherwise a model learns an eyesight that no scanner has.
     """
     hu, signal = {}, {}
     for tissue, ranges in RANGES.items():
