@@ -201,6 +201,12 @@ def _load_itk(path: Path) -> Volume:
     return from_sitk(image, {"warnings": warnings})
 
 
+def require_writable(path: str | Path) -> None:
+    """Raise RequestError unless `save_volume` knows the path's suffix; to be asked before long work."""
+    if _suffix(Path(path)) not in _WRITABLE:
+        raise RequestError(f"Cannot write {Path(path).name}; allowed suffixes are {', '.join(_WRITABLE)}.")
+
+
 def save_volume(
     volume: Volume,
     path: str | Path,
@@ -220,9 +226,8 @@ def save_volume(
         OSError: the file could not be written.
     """
     path = Path(path)
+    require_writable(path)
     suffix = _suffix(path)
-    if suffix not in _WRITABLE:
-        raise RequestError(f"Cannot write {path.name}; allowed suffixes are {', '.join(_WRITABLE)}.")
     array: NDArray[Any] = volume.array.astype(dtype)
     if dtype == "uint8" and not np.array_equal(array, volume.array):
         raise ValueError("uint8 voxels must be whole numbers from 0 to 255")
