@@ -20,6 +20,7 @@ BODY_THRESHOLD = -300.0
 # Voxel edge in mm at which volumes are measured: a look costs little, and spacing matters little.
 _MEASURING_MM = 3.0
 
+_AXES = ("left-right", "front-back", "head-foot")
 _SPOKEN: dict[Anatomy, str] = {"head": "a head", "trunk": "a trunk (chest, abdomen or pelvis)"}
 _MADE_FOR: dict[Anatomy, str] = {"head": "heads", "trunk": "trunks (chest, abdomen or pelvis)"}
 _ANATOMY_OF_NAME: dict[str, Anatomy] = {
@@ -74,8 +75,10 @@ def require_finite(volume: Volume) -> None:
 def _is_offset(array: NDArray[np.float32]) -> bool:
     """Whether air lies near 0 and soft tissue near 1024, as in files that leave out the rescale intercept."""
     air = np.count_nonzero(np.abs(array) < 200)
-    soft = np.count_nonzero(np.abs(array - 1064) < 150)
-    return bool(air > 0.01 * array.size and soft > 0.01 * array.size)
+    above = array[array > 500]
+    # Fat to muscle; bone is the rest. An MR's values spread more widely.
+    soft = np.count_nonzero((above > 874) & (above < 1214))
+    return bool(air > 0.01 * array.size and soft > 0.5 * above.size)
 
 
 @dataclass(frozen=True)
@@ -261,17 +264,12 @@ def source_warnings(volume: Volume, plan: Plan, mask: Volume | None = None) -> l
     trained = plan.fingerprint
     if trained is None:
         return warnings
-    names = ("left-right", "front-back", "head-foot")
-    for name, edge, (low, high) in zip(names, facts.spacing, trained.spacing_mm, strict=True):
-        if edge > 1.5 * high or edge < low / 1.5:
-            warnings.append(
-                f"Spacing: voxels measure {edge:.3g} mm {name}, in training {_range(low, high)} mm."
-            )
-    for name, size, (low, high) in zip(names, facts.body_size, trained.body_size_mm, strict=True):
-        if size > 1.25 * high or size < low / 1.25:
-            warnings.append(
-                f"Field of view: {size:.0f} mm of body {name} are shown, in training {_range(low, high)} mm."
-            )
+    spacing = _outside(facts.spacing, trained.spacing_mm, below=2.0, above=1.5)
+    if spacing:
+        warnings.append(f"Spacing: voxels measure {spacing}.")
+    size = _outside(facts.body_size, trained.body_size_mm, below=1.25, above=1.25)
+    if size:
+        warnings.append(f"Field of view: the body that is shown measures {size}.")
     if facts.body_area_cm2 is not None and trained.body_area_cm2 is not None:
         low, high = trained.body_area_cm2
         if facts.body_area_cm2 > 1.5 * high or facts.body_area_cm2 < low / 1.5:
@@ -280,8 +278,8 @@ def source_warnings(volume: Volume, plan: Plan, mask: Volume | None = None) -> l
                 f"{_range(low, high)} cm²."
             )
     if facts.hu_percentiles is not None and trained.hu_percentiles is not None:
-        # Tolerances in HU: the median moves little between people, metal moves the top a lot.
-        for p, tolerance in (("1", 300.0), ("50", 60.0), ("99", 500.0)):
+        # Tolerances in HU: the median moves little between people, the densest bone more.
+        for p, tolerance in (("50", 60.0), ("99", 700.0)):
             low, high = trained.hu_percentiles[p]
             value = facts.hu_percentiles[p]
             if value > high + tolerance or value < low - tolerance:
@@ -306,6 +304,18 @@ def _made_for(plan: Plan) -> Anatomy | None:
     if plan.fingerprint is not None:
         return _ANATOMY_OF_NAME.get(plan.fingerprint.looks_like or "")
     return None
+
+
+def _outside(
+    values: Sequence[float], ranges: Sequence[Sequence[float]], *, below: float, above: float
+) -> str | None:
+    """The lengths in mm that lie outside their ranges by more than the given factors, in words."""
+    said = [
+        f"{value:.3g} mm {name} (in training {_range(low, high)})"
+        for name, value, (low, high) in zip(_AXES, values, ranges, strict=True)
+        if value > above * high or value < low / below
+    ]
+    return ", ".join(said) or None
 
 
 def _range(low: float, high: float) -> str:
