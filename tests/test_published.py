@@ -11,11 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ct2mri.cli import main
+from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.options import ImportPublishedOptions
+from ct2mri.pipeline import TranslationPipeline
 from ct2mri.published import (
     convert_unet_state,
     convert_vqvae_state,
+    import_published,
     load_checkpoint,
     read_published,
     read_raw_volume,
@@ -23,6 +28,7 @@ from ct2mri.published import (
     restore_vqvae_state,
     slice_stacks,
 )
+from hub_stand_in import HubStandIn
 
 State = dict[str, Tensor]
 
@@ -259,3 +265,135 @@ def test_files_without_slices_are_refused(tmp_path: Path):
     for name, words in (("a.h5", "no dataset"), ("b.h5", "not an HDF5"), ("c.h5", "no file")):
         with pytest.raises(RequestError, match=words), slice_stacks(tmp_path / name):
             pass
+
+
+def small_ct() -> Volume:
+    """A block of soft tissue in air, large enough to be found as a body."""
+    array = np.full((30, 28, 14), -1000, dtype=np.float32)
+    array[5:25, 6:24] = 40
+    array[12:18, 12:18, 3:9] = 700
+    return Volume(array, np.diag([1.0, 1.0, 1.0, 1.0]), {"modality": "CT"})
+
+
+def test_import_makes_a_pipeline(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = [f"--{kind}={path}" for kind, path in checkpoints.items()]
+    assert main(["import-published", *arguments, "-o", str(tmp_path / "model"), "--anatomy", "pelvis"]) == 0
+    told = capsys.readouterr().out
+    pipeline = TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
+    assert pipeline.plan.anatomy == "pelvis"
+    assert pipeline.plan.spacing == (1.0, 1.0, 2.5)
+    assert pipeline.plan.assumptions
+    assert all(sentence in told for sentence in pipeline.plan.assumptions)
+    assert [stage.kind for stage in pipeline.stages] == ["slices", "latents"]
+    for stage in pipeline.stages:
+        assert (stage.sampler, stage.num_inference_steps) == ("renoise", 25)
+        assert stage.noise.prediction_type == "epsilon"
+        assert not stage.noise.zero_terminal_snr
+        assert stage.noise.last_timestep_input == "noise"
+        assert (stage.noise.beta_start, stage.noise.beta_end) == (1e-4, 0.02)
+    assert pipeline.slices is not None
+    assert pipeline.slices.orientations == ("axial",)
+    assert pipeline.latents is not None
+    assert pipeline.latents.condition == ["draft"]
+    assert (pipeline.latents.latents_mean, pipeline.latents.latents_std) == ([0, 0], [1, 1])
+    assert pipeline.latents.vqvae.quantizer.initialised
+    for stage, path in zip(pipeline.stages, (checkpoints["slices"], checkpoints["latents"]), strict=True):
+        expected = read_published(path).network.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in stage.network.state_dict().items())
+
+    ct = small_ct()
+    result = pipeline.translate(ct)
+    assert result.volume.grid.matches(ct.grid)
+    assert np.isfinite(result.volume.array).all()
+    assert result.volume.array.std() > 0
+    assert [f"Assumed: {sentence}" for sentence in pipeline.plan.assumptions] == [
+        sentence for sentence in result.warnings if sentence.startswith("Assumed")
+    ]
+
+
+def test_the_2d_model_alone_is_a_pipeline(checkpoints: dict[str, Path], tmp_path: Path):
+    import_published(ImportPublishedOptions(output=tmp_path / "model", slices=checkpoints["slices"]))
+    pipeline = TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
+    assert pipeline.latents is None
+    assert pipeline.plan.anatomy == "brain"
+    assert np.isfinite(pipeline.translate(small_ct(), num_inference_steps=2).volume.array).all()
+
+
+def test_requests_that_make_no_pipeline(checkpoints: dict[str, Path], tmp_path: Path):
+    output = tmp_path / "model"
+    refused: list[tuple[dict[str, Path], str]] = [
+        ({}, "No checkpoint was given"),
+        ({"slices": checkpoints["vqvae"]}, "holds a VQ-VAE, not a 2D-SDM; give it as --vqvae"),
+        ({"latents": checkpoints["slices"]}, "holds a 2D-SDM, not a 3D-SLDM; give it as --slices"),
+        ({"vqvae": checkpoints["vqvae"]}, "the 3D-SLDM is missing"),
+        ({"slices": checkpoints["slices"], "latents": checkpoints["latents"]}, "the VQ-VAE is missing"),
+        ({"vqvae": checkpoints["vqvae"], "latents": checkpoints["latents"]}, "give that with --slices"),
+    ]
+    for given, words in refused:
+        with pytest.raises(RequestError, match=words):
+            import_published(ImportPublishedOptions(output=output, **given))
+        assert not output.exists()
+
+
+def test_import_from_the_hub(
+    hub: HubStandIn, states: dict[str, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Names say nothing of the kind; the other anatomy's files are not fetched."""
+    repository = hub.root / "authors" / "weights"
+    for number, kind in enumerate(("latents", "slices", "vqvae")):
+        save_checkpoint(repository / "brain" / f"{number}.pth", states[kind])
+        save_checkpoint(repository / f"Pelvis_{number}.pth", states[kind])
+    torch.save({"fc.weight": torch.zeros(3)}, repository / "classifier.pt")
+    (repository / "README.md").write_text("weights")
+    output = tmp_path / "model"
+    assert main(["import-published", "--hub", "authors/weights", "-o", str(output)]) == 0
+    told = capsys.readouterr().out
+    assert "classifier.pt is left aside" in told
+    assert "2D-SDM: 1.pth" in told
+    assert not any("Pelvis" in request for request in hub.requests)
+    pipeline = TranslationPipeline.from_pretrained(output, "cpu")
+    assert [stage.kind for stage in pipeline.stages] == ["slices", "latents"]
+
+    hub.close()  # from now on the local cache has to do
+    assert main(["import-published", "--hub", "authors/weights", "-o", str(tmp_path / "again")]) == 0
+    assert TranslationPipeline.from_pretrained(tmp_path / "again", "cpu").hash == pipeline.hash
+
+
+def test_without_a_network_one_sentence_says_what_to_fetch(
+    hub: HubStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    hub.close()
+    output = tmp_path / "model"
+    assert main(["import-published", "--hub", "authors/weights", "-o", str(output)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "https://huggingface.co/authors/weights" in told
+    assert "ct2mri import-published --slices FILE --vqvae FILE --latents FILE -o MODEL" in told
+    assert not output.exists()
+
+
+def test_several_checkpoints_of_one_kind_ask_for_a_choice(
+    hub: HubStandIn, states: dict[str, State], tmp_path: Path
+):
+    repository = hub.root / "authors" / "weights"
+    save_checkpoint(repository / "a.pth", states["slices"])
+    save_checkpoint(repository / "b.pth", states["slices"])
+    with pytest.raises(RequestError, match=r"2 checkpoints of a 2D-SDM: .*a\.pth, .*b\.pth; choose one"):
+        import_published(ImportPublishedOptions(output=tmp_path / "model", hub="authors/weights"))
+
+
+def test_a_repository_without_published_networks(hub: HubStandIn, tmp_path: Path):
+    (hub.root / "authors" / "weights").mkdir(parents=True)
+    (hub.root / "authors" / "weights" / "README.md").write_text("nothing yet")
+    with pytest.raises(RequestError, match="authors/weights holds no published network"):
+        import_published(ImportPublishedOptions(output=tmp_path / "model", hub="authors/weights"))
+
+
+def test_a_pipeline_on_the_hub_loads_by_name(hub: HubStandIn, checkpoints: dict[str, Path]):
+    folder = hub.root / "someone" / "pipeline"
+    import_published(ImportPublishedOptions(output=folder, slices=checkpoints["slices"]))
+    pipeline = TranslationPipeline.from_pretrained("someone/pipeline", "cpu")
+    hub.close()
+    assert TranslationPipeline.from_pretrained("someone/pipeline", "cpu").hash == pipeline.hash

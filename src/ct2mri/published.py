@@ -186,6 +186,7 @@ def _assemble(
         "name": f"published-{anatomy}",
         "origin": "weights published with Ni, Ma, Chen: Scalable Diffusion Models for Inter-modality "
         "Volumetric Medical Image Translation, The Visual Computer, 2025",
+        "weights_licence": "the authors' own; ask them before passing the weights on",
         "checkpoints": {kind: published.path.name for kind, published in sorted(found.items())},
     }
     return TranslationPipeline(published_plan(anatomy), slices, latents, card)

@@ -23,9 +23,7 @@ Weights of one network of a [ct2mri](https://pypi.org/project/ct2mri/) pipeline.
 """
 
 
-class PretrainedModel(
-    nn.Module, PyTorchModelHubMixin, library_name="ct2mri", license="apache-2.0", model_card_template=_CARD
-):
+class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="ct2mri", model_card_template=_CARD):
     """A network with `save_pretrained` and `from_pretrained`; what is loaded must fit exactly."""
 
     @classmethod
