@@ -1,0 +1,112 @@
+"""`ct2mri export`: trained stages become one pipeline folder, which is all that `translate` needs."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ct2mri import __version__
+from ct2mri.data.plan import Plan
+from ct2mri.errors import RequestError
+from ct2mri.files import read_json
+from ct2mri.models.pretrained import WEIGHTS
+from ct2mri.options import ExportOptions
+from ct2mri.pipeline import TranslationPipeline
+from ct2mri.stage_files import file_hash, read_stage
+from ct2mri.stages import LatentsStage, SlicesStage
+
+
+def export(options: ExportOptions) -> None:
+    """Put the best weights of runs together, after making sure that they belong together.
+
+    Raises:
+        RequestError: a run is missing or of another stage, or the stages were not trained for one another.
+    """
+    if options.slices is None and options.latents is None:
+        raise RequestError(
+            "A model needs the run of a stage that draws: give --slices RUN, or --vqvae RUN and --latents RUN too."
+        )
+    if options.vqvae is not None and options.latents is None:
+        raise RequestError(
+            "--vqvae is the latent space of the 3D stage; give --latents RUN too, or leave it out."
+        )
+    plans: dict[Path, Plan] = {}
+    slices = latents = None
+    if options.slices is not None:
+        slices = SlicesStage.load_stage(options.slices / "best")
+        plans[options.slices] = Plan.read(options.slices / "plan.json")
+    if options.latents is not None:
+        latents = LatentsStage.load_stage(
+            options.latents / "best", vqvae=_vqvae_folder(options, options.latents)
+        )
+        plans[options.latents] = Plan.read(options.latents / "plan.json")
+    _require_one_plan(plans)
+    if latents is not None and "draft" in latents.condition:
+        if slices is None or options.slices is None:
+            raise RequestError(
+                f"{options.latents} refines drafts, so the model that draws them is needed; give --slices RUN too."
+            )
+        _draft_as_trained(slices, latents, options.slices, options.latents)
+    runs = [run for run in (options.slices, options.vqvae, options.latents) if run is not None]
+    card = {
+        "name": options.name or options.output.resolve().name,
+        "made_with": f"ct2mri {__version__}",
+        "training": {stage: facts for run in runs for stage, facts in _run_facts(run).items()},
+    }
+    pipeline = TranslationPipeline(next(iter(plans.values())), slices, latents, card)
+    pipeline.save_pretrained(options.output)
+    size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
+    kinds = " and ".join(stage.kind for stage in pipeline.stages)
+    print(
+        f"{options.output}: {kinds}, {size:.1f} MB; use it with `ct2mri translate CT -o MR --model {options.output}`"
+    )
+
+
+def _vqvae_folder(options: ExportOptions, latents: Path) -> Path:
+    """The VQ-VAE that a latents run keeps beside it, which must be that of `--vqvae` where that is given."""
+    kept = latents / "vqvae"
+    if options.vqvae is not None:
+        given = options.vqvae / "best"
+        read_stage(given, "vqvae")
+        read_stage(kept, "vqvae")
+        if file_hash(given / WEIGHTS) != file_hash(kept / WEIGHTS):
+            raise RequestError(
+                f"{latents} was trained in the latent space of another VQ-VAE than {given}; give the one that it was "
+                f"trained with, or leave out --vqvae to take the copy that it kept."
+            )
+    return kept
+
+
+def _require_one_plan(plans: dict[Path, Plan]) -> None:
+    (first_run, first), *others = plans.items()
+    for run, plan in others:
+        different = [f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(first, f.name)]
+        if different:
+            raise RequestError(
+                f"{first_run} and {run} were trained on data sets with other plans ({', '.join(different)} differ); "
+                "train both on one."
+            )
+
+
+def _draft_as_trained(
+    slices: SlicesStage, latents: LatentsStage, slices_run: Path, latents_run: Path
+) -> None:
+    """Make the slices stage draw drafts as the latents stage saw them in training."""
+    facts = latents.draft
+    if facts["model"] != file_hash(slices_run / "best" / WEIGHTS):
+        raise RequestError(
+            f"{latents_run} was trained on drafts of another model than {slices_run}; draft with that run and train "
+            "the latents stage again, or give the run that its drafts came from."
+        )
+    slices.sampler = facts["sampler"]
+    slices.num_inference_steps = facts["num_inference_steps"]
+    slices.orientations = tuple(facts["orientations"])
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    """What the model card tells of a run: nothing of the machine's paths."""
+    path = run / "run.json"
+    if not path.is_file():
+        raise RequestError(f"{run} is no run folder of `ct2mri train`, since it holds no run.json; give one.")
+    facts = read_json(path)
+    told = {name: facts[name] for name in ("steps", "best", "seed") if name in facts}
+    return {facts["stage"]: told}
