@@ -66,9 +66,9 @@ def draft(options: DraftOptions) -> None:
     ]
     if drafts_seen and not options.allow_seen:
         raise RequestError(
-            f"{len(drafts_seen)} cases, e.g. {drafts_seen[0]}, would be drafted by the model that was trained "
-            "on them, and the 3D stage would learn to copy such drafts; train the slices stage with --folds 2, "
-            "or say --allow_seen."
+            f"{len(drafts_seen)} cases, e.g. {drafts_seen[0]}, would be drafted by the model trained on them "
+            "and the 3D stage would learn to copy such drafts: train the slices stage with --folds 2, or say "
+            "--allow_seen."
         )
     hashes = {folder: file_hash(folder / WEIGHTS) for folder in {main_model, *models.values()}}
     records = {case.case_id: {"model": hashes[models[case.case_id]], **settings} for case in cases}
@@ -113,7 +113,7 @@ def draft(options: DraftOptions) -> None:
 
 
 def _models(run: Path, trained: Plan, cases: Sequence[PreparedCase]) -> dict[str, Path]:
-    """The stage folder that drafts each case: a fold's that has not seen the training patient, or the main."""
+    """The stage folder that drafts each case: a fold's that has not seen its patient, or the main."""
     folds: list[list[str]] = (_read(run / "folds.json") or {"folds": []})["folds"]
     unseen_by = {patient: run / f"fold-{number}" for number, fold in enumerate(folds) for patient in fold}
     models = {}

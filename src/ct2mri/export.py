@@ -11,8 +11,8 @@ from ct2mri.files import read_json
 from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
-from ct2mri.stage_files import file_hash, read_stage
-from ct2mri.stages import LatentsStage, SlicesStage
+from ct2mri.stage_files import file_hash, weights_hash
+from ct2mri.stages import LatentsStage, SlicesStage, load_vqvae
 
 
 def export(options: ExportOptions) -> None:
@@ -23,29 +23,28 @@ def export(options: ExportOptions) -> None:
     """
     if options.slices is None and options.latents is None:
         raise RequestError(
-            "A model needs the run of a stage that draws: give --slices RUN, or --vqvae RUN and --latents RUN too."
+            "A model needs the run of a stage that draws: give --slices RUN, --latents RUN or both."
         )
     if options.vqvae is not None and options.latents is None:
-        raise RequestError(
-            "--vqvae is the latent space of the 3D stage; give --latents RUN too, or leave it out."
-        )
+        raise RequestError("--vqvae is the latent space of the 3D stage: give --latents RUN too.")
     plans: dict[Path, Plan] = {}
     slices = latents = None
     if options.slices is not None:
         slices = SlicesStage.load_stage(options.slices / "best")
         plans[options.slices] = Plan.read(options.slices / "plan.json")
     if options.latents is not None:
-        latents = LatentsStage.load_stage(
-            options.latents / "best", vqvae=_vqvae_folder(options, options.latents)
-        )
+        latents = LatentsStage.load_stage(options.latents / "best", vqvae=options.latents / "vqvae")
         plans[options.latents] = Plan.read(options.latents / "plan.json")
+        if options.vqvae is not None:
+            _require_its_vqvae(latents, options.latents, options.vqvae)
+        if "draft" in latents.condition:
+            if slices is None or options.slices is None:
+                raise RequestError(
+                    f"{options.latents} refines drafts, so the model that draws them is needed; "
+                    "give --slices RUN too."
+                )
+            _draft_as_trained(slices, options.slices, latents, options.latents)
     _require_one_plan(plans)
-    if latents is not None and "draft" in latents.condition:
-        if slices is None or options.slices is None:
-            raise RequestError(
-                f"{options.latents} refines drafts, so the model that draws them is needed; give --slices RUN too."
-            )
-        _draft_as_trained(slices, latents, options.slices, options.latents)
     runs = [run for run in (options.slices, options.vqvae, options.latents) if run is not None]
     card = {
         "name": options.name or options.output.resolve().name,
@@ -57,23 +56,17 @@ def export(options: ExportOptions) -> None:
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
     kinds = " and ".join(stage.kind for stage in pipeline.stages)
     print(
-        f"{options.output}: {kinds}, {size:.1f} MB; use it with `ct2mri translate CT -o MR --model {options.output}`"
+        f"{options.output}: {kinds}, {size:.1f} MB; "
+        f"`ct2mri translate CT -o MR --model {options.output}` uses it."
     )
 
 
-def _vqvae_folder(options: ExportOptions, latents: Path) -> Path:
-    """The VQ-VAE that a latents run keeps beside it, which must be that of `--vqvae` where that is given."""
-    kept = latents / "vqvae"
-    if options.vqvae is not None:
-        given = options.vqvae / "best"
-        read_stage(given, "vqvae")
-        read_stage(kept, "vqvae")
-        if file_hash(given / WEIGHTS) != file_hash(kept / WEIGHTS):
-            raise RequestError(
-                f"{latents} was trained in the latent space of another VQ-VAE than {given}; give the one that it was "
-                f"trained with, or leave out --vqvae to take the copy that it kept."
-            )
-    return kept
+def _require_its_vqvae(latents: LatentsStage, latents_run: Path, vqvae_run: Path) -> None:
+    if weights_hash(load_vqvae(vqvae_run / "best")) != weights_hash(latents.vqvae):
+        raise RequestError(
+            f"{latents_run} was trained in the latent space of another VQ-VAE than {vqvae_run}; give the one "
+            "that it was trained with, or leave out --vqvae to take the copy that the run kept."
+        )
 
 
 def _require_one_plan(plans: dict[Path, Plan]) -> None:
@@ -82,20 +75,20 @@ def _require_one_plan(plans: dict[Path, Plan]) -> None:
         different = [f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(first, f.name)]
         if different:
             raise RequestError(
-                f"{first_run} and {run} were trained on data sets with other plans ({', '.join(different)} differ); "
-                "train both on one."
+                f"{first_run} and {run} were trained with plans that differ in {', '.join(different)}; "
+                "train both on one data set."
             )
 
 
 def _draft_as_trained(
-    slices: SlicesStage, latents: LatentsStage, slices_run: Path, latents_run: Path
+    slices: SlicesStage, slices_run: Path, latents: LatentsStage, latents_run: Path
 ) -> None:
     """Make the slices stage draw drafts as the latents stage saw them in training."""
     facts = latents.draft
     if facts["model"] != file_hash(slices_run / "best" / WEIGHTS):
         raise RequestError(
-            f"{latents_run} was trained on drafts of another model than {slices_run}; draft with that run and train "
-            "the latents stage again, or give the run that its drafts came from."
+            f"{latents_run} was trained on drafts of another model than {slices_run}; give the run that they "
+            "came from, or draft with this one and train the latents stage again."
         )
     slices.sampler = facts["sampler"]
     slices.num_inference_steps = facts["num_inference_steps"]
