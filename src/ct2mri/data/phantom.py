@@ -219,15 +219,15 @@ def _ct_noise(rng: np.random.Generator, edges: tuple[float, float, float]) -> fl
 def _scan_ct(
     rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float], noise: float
 ) -> Array:
-    """HU → blur by the point-spread function → cupping → correlated noise."""
+    """HU → blur by the point-spread function → cupping → correlated noise, in whole HU."""
     width = rng.uniform(0.35, 0.6)  # mm, deviation of the point-spread function
     hu = ndimage.gaussian_filter(canvas.hu, [width / edge for edge in edges], mode="nearest")
     hu += _cupping(rng, canvas, edges)
     grain = rng.standard_normal(hu.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(grain, [rng.uniform(0.5, 0.9)] * 2 + [0.3])
     hu += grain * np.float32(noise / grain.std())
-    clipped: Array = np.clip(hu, -1024, 3071)
-    return clipped
+    stored: Array = np.rint(np.clip(hu, -1024, 3071))  # scanners store whole numbers
+    return stored
 
 
 def _cupping(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float]) -> Array:
@@ -240,7 +240,7 @@ def _cupping(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float
 
 
 def _scan_mr(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float]) -> Array:
-    """Signal → slice profile → bias field → Rician noise → scanner gain."""
+    """Signal → slice profile → bias field → Rician noise → scanner gain, in whole numbers."""
     width = rng.uniform(0.3, 0.5)
     signal = ndimage.gaussian_filter(canvas.signal, [width / edge for edge in edges], mode="nearest")
     signal *= _bias_field(rng, signal.shape)
@@ -248,9 +248,9 @@ def _scan_mr(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float
     deviation = np.float32(1 / rng.uniform(25, 60))
     signal += deviation * rng.standard_normal(signal.shape, dtype=np.float32)
     other = deviation * rng.standard_normal(signal.shape, dtype=np.float32)
-    gain = np.float32(np.exp(rng.uniform(np.log(40), np.log(4000))))
-    magnitude: Array = np.sqrt(signal * signal + other * other) * gain
-    return magnitude
+    gain = np.float32(np.exp(rng.uniform(np.log(300), np.log(4000))))
+    stored: Array = np.rint(np.sqrt(signal * signal + other * other) * gain)
+    return stored
 
 
 def _bias_field(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
