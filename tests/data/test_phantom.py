@@ -178,7 +178,7 @@ def test_background_is_rayleigh_noise() -> None:
     air = ndimage.binary_erosion(drawn.labels.array == Tissue.AIR, iterations=3, border_value=1)
     background = drawn.mr.array[air]
     assert background.size > 5000
-    assert background.min() > 0
+    assert background.min() >= 0
     # mean / deviation of a Rayleigh distribution
     assert background.mean() / background.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.05)
     white = np.median(drawn.mr.array[drawn.labels.array == Tissue.WHITE_MATTER])
