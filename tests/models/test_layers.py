@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ct2mri.models.layers import (
     CrossAttention,
@@ -104,3 +105,11 @@ def test_cross_attention_written_out():
         parts.append(value @ torch.softmax(query.T @ key / math.sqrt(channels), dim=1).T)
     expected = layer.output(torch.cat(parts).reshape(1, channels, 3, 2)) + x
     assert torch.allclose(layer(x, condition), expected, atol=1e-6)
+
+
+def test_attention_never_holds_the_full_map():
+    """Only the backend that works through the map in parts is allowed here."""
+    x = torch.randn(1, 16, 3, 4, 2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        SelfAttention(3, 16, 2, 2)(x)
+        CrossAttention(3, 16, 2, 2)(x, x)

@@ -257,7 +257,10 @@ def crop(x: Tensor, spatial_shape: Sequence[int]) -> Tensor:
 
 def _cut_into_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, heads·c, *spatial) → (B, heads, N, c)."""
-    return x.reshape(x.shape[0], num_heads, x.shape[1] // num_heads, -1).transpose(2, 3)
+    flat = x.flatten(2)  # (B, heads·c, N)
+    heads = flat.reshape(x.shape[0], num_heads, x.shape[1] // num_heads, flat.shape[2])
+    # In memory, too: attention without the full map of places by places needs each place's channels together.
+    return heads.transpose(2, 3).contiguous()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, shape: Sequence[int]) -> Tensor:
