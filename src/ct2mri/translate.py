@@ -134,7 +134,7 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         lambda on_step: _run(pipeline, options, ct, mask, on_step),
         {"source": source.name},
     )
-    _do(job, _settings(pipeline, options, pipeline.plan))
+    do_job(job, settings_of(pipeline, options, pipeline.plan))
 
 
 def _translate_cohort(options: TranslateOptions, folder: Path) -> None:
@@ -158,7 +158,7 @@ def _translate_cohort(options: TranslateOptions, folder: Path) -> None:
 
     _do_all(
         [job(name, source) for name, source in sources.items()],
-        _settings(pipeline, options, pipeline.plan),
+        settings_of(pipeline, options, pipeline.plan),
         options,
     )
 
@@ -200,7 +200,7 @@ def _translate_dataset(options: TranslateOptions, root: Path) -> None:
             {"case_id": case_id},
         )
 
-    _do_all([job(case_id) for case_id in case_ids], _settings(pipeline, options, dataset.plan), options)
+    _do_all([job(case_id) for case_id in case_ids], settings_of(pipeline, options, dataset.plan), options)
 
 
 def find_cts(folder: Path) -> dict[str, Path]:
@@ -348,7 +348,7 @@ def _do_all(jobs: Sequence[Job], settings: dict[str, Any], options: TranslateOpt
         if is_done[number]:
             continue
         try:
-            _do(job, settings, f"{number + 1}/{len(jobs)} ")
+            do_job(job, settings, f"{number + 1}/{len(jobs)} ")
             done += 1
         except (RequestError, RuntimeError, MemoryError) as error:
             failed[job.name] = " ".join(str(error).split()) or type(error).__name__
@@ -366,8 +366,14 @@ def _do_all(jobs: Sequence[Job], settings: dict[str, Any], options: TranslateOpt
         )
 
 
-def _do(job: Job, settings: dict[str, Any], place: str = "") -> None:
-    """Translate, mark and write one volume, all its files or none."""
+def do_job(job: Job, settings: dict[str, Any], place: str = "") -> TranslationResult:
+    """Translate, mark and write one volume, all its files or none.
+
+    Args:
+        job: what to do.
+        settings: of `settings_of`, for the sidecar.
+        place: shown before the name on the progress bar.
+    """
     start = time.perf_counter()
     progress = _Progress(f"{place}{job.name}")
     try:
@@ -400,9 +406,10 @@ def _do(job: Job, settings: dict[str, Any], place: str = "") -> None:
         save_volume(result.volume, job.output, description=DESCRIPTION)
     written = f"{job.output} and {job.uncertainty}" if job.uncertainty is not None else f"{job.output}"
     print(f"{written}: synthetic MR in arbitrary units, {time.perf_counter() - start:.1f} s")
+    return result
 
 
-def _settings(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:
+def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:
     """What a result depends on beside its source, as its sidecar tells it."""
     last = pipeline.stages[-1]
     spacing = None if plan.spacing is None else list(plan.spacing)
