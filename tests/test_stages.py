@@ -1,0 +1,322 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tiny
+from ct2mri.diffusion import NoiseSettings, SeededNoise, alphas_cumprod
+from ct2mri.errors import RequestError
+from ct2mri.models import ScalableUNet
+from ct2mri.stages import LatentsStage, SlicesStage, load_vqvae, save_vqvae
+
+SHAPE = (5, 7, 6)
+
+
+class Oracle(nn.Module):
+    """Answers with the v that belongs to a known clean sample, which a function makes of the condition."""
+
+    def __init__(self, original, sample_channels=1, condition_channels=1):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.original = original
+        self.sample_channels = sample_channels
+        self.condition_channels = condition_channels
+        self.batch_sizes = []
+
+    def forward(self, sample, timestep, condition):
+        self.batch_sizes.append(len(sample))
+        alpha = alphas_cumprod(NoiseSettings())[timestep].reshape(-1, *[1] * (sample.ndim - 1))
+        original = self.original(condition)
+        # At the last timestep the network is shown zeros, and v is −x_0 there.
+        noise = (sample - alpha.sqrt() * original) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * original
+
+
+def volume(seed=0, channels=1, shape=SHAPE):
+    return torch.rand(channels, *shape, generator=torch.Generator().manual_seed(seed)) * 1.8 - 0.9
+
+
+@pytest.mark.parametrize("orientations", [("axial",), ("coronal",), ("sagittal", "axial", "coronal")])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm-solver++", "unipc"])
+def test_an_oracle_recovers_the_volume_through_the_slices_stage(orientations, sampler):
+    stage = tiny.slices_stage(
+        Oracle(lambda condition: condition),
+        sampler=sampler,
+        num_inference_steps=4,
+        orientations=orientations,
+        batch_size=3,
+    )
+    target = volume()
+    drawn = stage.sample({"source": target}, SeededNoise(0))
+    assert drawn.shape == target.shape
+    torch.testing.assert_close(drawn, target, atol=1e-4, rtol=0)
+
+
+def test_an_oracle_recovers_the_latents_through_the_latents_stage():
+    stage = tiny.latents_stage(num_inference_steps=5)
+    target = volume(1)
+    standardised = stage.encode_standardised(target)
+    oracle = Oracle(lambda _: standardised[None], tiny.LATENT_CHANNELS, tiny.LATENT_CHANNELS)
+    stage = tiny.latents_stage(oracle, stage.vqvae, num_inference_steps=5)
+    refined = stage.sample({"draft": volume(2), "source": volume(3)}, SeededNoise(0))
+    with torch.no_grad():
+        expected = stage.vqvae(target[None])[0][0]  # encoded, quantised, decoded
+    torch.testing.assert_close(refined, expected, atol=1e-4, rtol=0)
+    assert expected.std() > 1e-3
+
+
+def test_latents_are_standardised_and_back():
+    stage = tiny.latents_stage()
+    target = volume()
+    standardised = stage.encode_standardised(target)
+    with torch.no_grad():
+        latents = stage.vqvae.encode(target[None])[0]
+    mean, std = (torch.tensor(n)[:, None, None, None] for n in (stage.latents_mean, stage.latents_std))
+    torch.testing.assert_close(standardised * std + mean, latents)
+    assert standardised.shape == (tiny.LATENT_CHANNELS, 2, 2, 2)
+    assert stage.decode_standardised(standardised, SHAPE).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "renoise"])
+def test_results_do_not_depend_on_the_batch_size(sampler):
+    stage = tiny.slices_stage(sampler=sampler, num_inference_steps=3, orientations=("axial", "sagittal"))
+    results = []
+    for stage.batch_size in (1, 4, 100):
+        results.append(stage.sample({"source": volume()}, SeededNoise(0)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(results[0], results[2], atol=1e-4, rtol=0)
+
+
+def test_slices_go_through_the_network_in_batches():
+    oracle = Oracle(lambda condition: condition)
+    tiny.slices_stage(oracle, num_inference_steps=2, batch_size=4).sample(
+        {"source": volume()}, SeededNoise(0)
+    )
+    assert oracle.batch_sizes == [4, 4, 2, 2]
+
+
+@pytest.mark.parametrize("stage", [tiny.slices_stage(), tiny.latents_stage()], ids=["slices", "latents"])
+def test_the_seed_decides(stage):
+    condition = {"source": volume(), "draft": volume(1)}
+    first, again, other = (stage.sample(condition, SeededNoise(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_more_condition_parts_change_the_result():
+    stage = tiny.latents_stage(condition=["draft", "source"])
+    one, other = (
+        stage.sample({"draft": volume(1), "source": volume(seed, channels=2)}, SeededNoise(0))
+        for seed in (2, 3)
+    )
+    assert not torch.allclose(one, other)
+
+
+def test_a_latents_stage_on_the_source_alone_needs_no_draft():
+    stage = tiny.latents_stage(condition=["source"])
+    assert stage.sample({"source": volume(channels=2)}, SeededNoise(0)).shape == (1, *SHAPE)
+    with pytest.raises(RequestError, match="conditioned on a draft, and there is none"):
+        tiny.latents_stage().sample({"source": volume()}, SeededNoise(0))
+
+
+def test_slices_of_air_alone_are_skipped():
+    oracle = Oracle(torch.zeros_like)
+    source = volume()
+    source[:, :, :, 2] = -1
+    stage = tiny.slices_stage(oracle, num_inference_steps=1, batch_size=100)
+    drawn = stage.sample({"source": source}, SeededNoise(0))
+    assert oracle.batch_sizes == [SHAPE[2] - 1]
+    assert (drawn[:, :, :, 2] == -1).all()
+    assert (drawn[:, :, :, 3] == 0).all()
+    assert (stage.sample({"source": torch.full((1, *SHAPE), -1.0)}, SeededNoise(0)) == -1).all()
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 1), (9, 1, 7), (1, 8, 7), (1, 1, 1), (1, 1, 5), (2, 1, 1)])
+def test_single_slices_and_lines(shape):
+    source = volume(shape=shape)
+    stage = tiny.slices_stage(Oracle(lambda condition: condition), orientations=("axial", "coronal"))
+    torch.testing.assert_close(stage.sample({"source": source}, SeededNoise(0)), source, atol=1e-4, rtol=0)
+    for real in (tiny.slices_stage(), tiny.latents_stage()):
+        drawn = real.sample({"source": source, "draft": source}, SeededNoise(0))
+        assert drawn.shape == (1, *shape)
+        assert drawn.isfinite().all()
+
+
+def test_progress_is_told_and_can_cancel():
+    told = []
+    stage = tiny.slices_stage(num_inference_steps=3, orientations=("axial", "coronal"), batch_size=4)
+    stage.sample({"source": volume()}, SeededNoise(0), lambda *step: told.append(step))
+    assert told == [("slices", step, 12) for step in range(1, 13)]
+    told.clear()
+    tiny.latents_stage().sample(
+        {"draft": volume()} | {"source": volume()}, SeededNoise(0), lambda *s: told.append(s)
+    )
+    assert told == [("latents", 1, 2), ("latents", 2, 2)]
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel(name, step, total):
+        told.append(step)
+        if step == 2:
+            raise Cancelled
+
+    told.clear()
+    with pytest.raises(Cancelled):
+        stage.sample({"source": volume()}, SeededNoise(0), cancel)
+    assert told == [1, 2]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+@pytest.mark.parametrize("stage", [tiny.slices_stage(), tiny.latents_stage()], ids=["slices", "latents"])
+def test_impossible_steps_are_refused(stage, steps):
+    condition = {"source": volume(), "draft": volume()}
+    with pytest.raises(RequestError, match=f"1 to 1000 steps, got {steps}"):
+        stage.sample(condition, SeededNoise(0), num_inference_steps=steps)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(RequestError, match=r"orientations of a slices stage: one or more of .* got none"):
+        tiny.slices_stage(orientations=())
+    with pytest.raises(RequestError, match="got diagonal"):
+        tiny.slices_stage(orientations=("diagonal",))
+    with pytest.raises(RequestError, match="each once"):
+        tiny.slices_stage(orientations=("axial", "axial"))
+    with pytest.raises(RequestError, match="batch_size is at least 1, got 0"):
+        tiny.slices_stage(batch_size=0)
+    with pytest.raises(RequestError, match="got 'euler'"):
+        tiny.slices_stage(sampler="euler")
+    with pytest.raises(RequestError, match="condition of a latents stage"):
+        tiny.latents_stage(tiny.unet(3, 3, 3), condition=["mr"])
+    with pytest.raises(RequestError, match="need 3 numbers each"):
+        tiny.latents_stage(latents_mean=[0.0])
+    with pytest.raises(RequestError, match="this VQ-VAE with the condition draft gives 3 and 3"):
+        tiny.latents_stage(tiny.unet(3, 2, 2))
+    with pytest.raises(RequestError, match="takes 1 source windows, got 2"):
+        tiny.slices_stage().sample({"source": volume(channels=2)}, SeededNoise(0))
+
+
+# --- on disk ---------------------------------------------------------------------------------------------
+
+
+def test_a_saved_slices_stage_is_bit_equal(tmp_path):
+    stage = tiny.slices_stage(sampler="ddpm", num_inference_steps=3, orientations=("coronal", "axial"))
+    stage.save_stage(tmp_path / "slices")
+    again = SlicesStage.load_stage(tmp_path / "slices")
+    condition = {"source": volume()}
+    assert torch.equal(stage.sample(condition, SeededNoise(0)), again.sample(condition, SeededNoise(0)))
+    assert (again.noise, again.sampler, again.num_inference_steps) == (stage.noise, "ddpm", 3)
+    assert again.orientations == ("coronal", "axial")
+    assert not [
+        path for path in tmp_path.rglob("*") if path.suffix not in ("", ".json", ".safetensors", ".md")
+    ]
+
+
+def test_a_saved_latents_stage_is_bit_equal(tmp_path):
+    stage = tiny.latents_stage(
+        condition=["source", "draft"], draft={"model": "abc", "num_inference_steps": 1}
+    )
+    stage.save_stage(tmp_path / "best")
+    save_vqvae(stage.vqvae, tmp_path / "vqvae")
+    again = LatentsStage.load_stage(tmp_path / "best")
+    condition = {"source": volume(), "draft": volume(1)}
+    assert torch.equal(stage.sample(condition, SeededNoise(0)), again.sample(condition, SeededNoise(0)))
+    assert again.condition == ["source", "draft"]
+    assert again.draft == {"model": "abc", "num_inference_steps": 1}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    stage = tiny.latents_stage()
+    stage.save_stage(tmp_path / "latents")
+    save_vqvae(stage.vqvae, tmp_path / "vqvae")
+    tiny.slices_stage().save_stage(tmp_path / "slices")
+    return tmp_path
+
+
+def test_another_kind_of_stage_is_named(saved):
+    with pytest.raises(RequestError, match="holds a `vqvae` stage; a `slices` stage was asked for"):
+        SlicesStage.load_stage(saved / "vqvae")
+    with pytest.raises(RequestError, match="holds a `slices` stage; a `vqvae` stage was asked for"):
+        load_vqvae(saved / "slices")
+    with pytest.raises(RequestError, match="holds a `slices` stage; a `latents` stage was asked for"):
+        LatentsStage.load_stage(saved / "slices")
+
+
+@pytest.mark.parametrize("missing", ["stage.json", "config.json", "model.safetensors"])
+def test_a_missing_part_is_named(saved, missing):
+    (saved / "slices" / missing).unlink()
+    with pytest.raises(RequestError, match=missing):
+        SlicesStage.load_stage(saved / "slices")
+
+
+def test_a_run_folder_in_place_of_its_stage_is_told(saved):
+    (saved / "run").mkdir()
+    (saved / "slices").rename(saved / "run" / "best")
+    with pytest.raises(RequestError, match=r"this is a run, its stage is .*best"):
+        SlicesStage.load_stage(saved / "run")
+
+
+def test_damaged_parts_are_refused(saved):
+    facts_path = saved / "slices" / "stage.json"
+    facts = json.loads(facts_path.read_text())
+    for content, part in [
+        ("{", "stage.json is damaged"),
+        ("[]", "stage.json is damaged"),
+        (json.dumps(facts | {"format_version": 2}), "format_version 2.*reads up to 1; update ct2mri"),
+        (json.dumps({k: v for k, v in facts.items() if k != "noise"}), "stage.json is damaged.*noise"),
+        (json.dumps(facts | {"noise": {"beta": 1}}), "noise settings cannot be read"),
+        (json.dumps(facts | {"num_inference_steps": 0}), "got 0"),
+    ]:
+        facts_path.write_text(content)
+        with pytest.raises(RequestError, match=part):
+            SlicesStage.load_stage(saved / "slices")
+    facts_path.write_text(json.dumps(facts))
+    (saved / "slices" / "config.json").write_text("{")
+    with pytest.raises(RequestError, match=r"config.json is damaged"):
+        SlicesStage.load_stage(saved / "slices")
+    weights = (saved / "latents" / "model.safetensors").read_bytes()
+    (saved / "latents" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(RequestError, match="is damaged"):
+        LatentsStage.load_stage(saved / "latents")
+
+
+def test_a_vqvae_that_the_stage_was_not_trained_with_is_refused(saved):
+    path = saved / "vqvae" / "model.safetensors"
+    weights = load_file(path)
+    weights["decoder.input_conv.bias"][0] += 1e-3
+    save_file(weights, path)
+    with pytest.raises(RequestError, match=r"is not the one that .* was trained with"):
+        LatentsStage.load_stage(saved / "latents")
+
+
+def test_saving_replaces_a_stage_whole(saved):
+    other = tiny.slices_stage(seed=5)
+    other.save_stage(saved / "slices")
+    weights = load_file(saved / "slices" / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in other.network.state_dict().items())
+    assert not [path for path in saved.iterdir() if path.name.startswith(".")]
+
+
+def test_stages_load_no_image_library():
+    program = (
+        "import sys, ct2mri.stages\n"
+        "sys.exit(','.join({'SimpleITK', 'nibabel', 'pydicom', 'lightning'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_stage_of_the_published_sampler_runs_from_the_condition():
+    noise = NoiseSettings(prediction_type="epsilon", zero_terminal_snr=False, last_timestep_input="noise")
+    network = tiny.unet(2)
+    assert isinstance(network, ScalableUNet)
+    stage = SlicesStage(network, noise, sampler="renoise", num_inference_steps=1)
+    one, other = (stage.sample({"source": volume()}, SeededNoise(seed)) for seed in (0, 1))
+    assert torch.equal(one, other)  # a single step draws no noise
+    assert np.isfinite(one.numpy()).all()
