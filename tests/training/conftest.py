@@ -1,7 +1,8 @@
 """A tiny prepared data set, and options small enough to train on it within seconds."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from ct2mri.data.cases import write_case
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid
+from ct2mri.files import write_json
+from ct2mri.options import TrainLatentsOptions, TrainSlicesOptions, TrainVqvaeOptions
+from ct2mri.training.fit import train_vqvae
 
 
 def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
-    """Balls with a kernel: the target is a curve of the source; sizes differ by case, some voxels are invalid."""
+    """Balls whose target is a curve of the source; their sizes differ, and some voxels are invalid."""
     names = [f"p{number}" for number in range(cases)]
     Plan(
         source_windows=[[-1024.0, 3000.0], [-160.0, 240.0]],
@@ -50,16 +54,67 @@ def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
         )
         if drafts:
             case.write_draft((target + 0.1 * generator.standard_normal(shape)).clip(-1, 1))
+    if drafts:
+        write_json(root / "draft.json", {"model": "made up", "seed": 0, "out_of_fold": True})
     return root
 
 
+TINY_UNET = {
+    "base_channels": 8,
+    "channel_multipliers": [1, 2],
+    "attention_levels": [1],
+    "norm_num_groups": 4,
+    "num_heads": 2,
+}
+TINY_VQVAE = {
+    "hidden_channels": [8, 8],
+    "num_res_blocks": 1,
+    "embedding_dim": 2,
+    "num_embeddings": 16,
+    "crop_size": [8, 8, 8],
+}
+TINY_TRAINING = {
+    "batch_size": 4,
+    "max_steps": 6,
+    "warmup_steps": 2,
+    "validate_every": 3,
+    "validation_cases": 1,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A prepared data set with drafts, and options to train on it; what is given goes before what is tiny."""
+
+    data: Path
+
+    def slices(self, run: Path, **given: Any) -> TrainSlicesOptions:
+        return TrainSlicesOptions(
+            **{"data": self.data, "output_dir": run, "folds": 0, **TINY_TRAINING, **TINY_UNET, **given}
+        )
+
+    def vqvae(self, run: Path, **given: Any) -> TrainVqvaeOptions:
+        return TrainVqvaeOptions(
+            **{"data": self.data, "output_dir": run, **TINY_TRAINING, **TINY_VQVAE, **given}
+        )
+
+    def latents(self, run: Path, vqvae: Path, **given: Any) -> TrainLatentsOptions:
+        return TrainLatentsOptions(
+            **{"data": self.data, "output_dir": run, "vqvae": vqvae, **TINY_TRAINING, **TINY_UNET, **given}
+        )
+
+
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared data set without drafts."""
-    return write_dataset(tmp_path_factory.mktemp("tiny") / "data")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A tiny prepared data set with drafts."""
+    data = write_dataset(tmp_path_factory.mktemp("tiny") / "data", drafts=True)
+    return Tiny(data)
 
 
-@pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a prepared data set of one's own."""
-    return lambda **settings: write_dataset(tmp_path / "data", **settings)
+@pytest.fixture(scope="session")
+def vqvae_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of `train vqvae`."""
+    run = tmp_path_factory.mktemp("vqvae") / "run"
+    train_vqvae(tiny.vqvae(run))
+    return run

@@ -72,9 +72,8 @@ def place_crop(
 def padded(array: NDArray[Any], shape: Shape, fill: float) -> Tensor:
     """`array` (C, *spatial) as float32, grown at the end of each axis to (C, *shape)."""
     out = torch.full((array.shape[0], *shape), fill, dtype=torch.float32)
-    out[(slice(None), *(slice(n) for n in array.shape[1:]))] = torch.from_numpy(
-        np.ascontiguousarray(array, dtype=np.float32)
-    )
+    inner = (slice(None), *(slice(n) for n in array.shape[1:]))
+    out[inner] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return out
 
 

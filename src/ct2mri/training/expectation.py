@@ -29,8 +29,10 @@ class Expectation:
 
     def sentence(self, batches: int, device: torch.device) -> str:
         """Say it, for so many batches to come."""
-        minutes = self.seconds * batches / 60
-        duration = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        seconds = self.seconds * batches
+        duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        if seconds > 2 * 3600:
+            duration = f"{seconds / 3600:.1f} h"
         return (
             f"{self.parameters / 1e6:.1f} M parameters. Expecting about "
             f"{(self.weight_bytes + self.activation_bytes) / GIGABYTE:.1f} GB of memory on {device} "

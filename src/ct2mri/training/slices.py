@@ -199,6 +199,8 @@ def train_slices(options: TrainSlicesOptions) -> None:
     check_options(options)
     settings = NoiseSettings.from_options(options)
     check_steps(options.num_inference_steps, settings)
+    if options.crop_size is not None and options.crop_size < 1:
+        raise RequestError(f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices.")
     if not options.orientations:
         raise RequestError("--orientations needs at least one of axial, coronal, sagittal, got none.")
     if unseen := [name for name in options.draft_orientations if name not in options.orientations]:

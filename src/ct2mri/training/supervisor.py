@@ -157,8 +157,17 @@ class Supervisor(Callback):
         with atomic_path(self.run / CHECKPOINT) as temporary:
             trainer.save_checkpoint(temporary)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Close the logs, however the training ended."""
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the logs."""
+        self._close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the logs, whatever happened."""
+        self._close()
+
+    def _close(self) -> None:
         if self.log is not None:
             self.log.close()
             self.bar.close()

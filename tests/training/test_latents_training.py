@@ -1,0 +1,126 @@
+"""Training of the 3D stage in the latent space of a trained VQ-VAE."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Tiny, write_dataset
+from ct2mri.data.cases import PreparedDataset
+from ct2mri.diffusion import SeededNoise
+from ct2mri.errors import RequestError
+from ct2mri.stages import LatentsStage, load_vqvae
+from ct2mri.training.encoding import Latents
+from ct2mri.training.fit import train_latents
+
+
+def encode(tiny: Tiny, vqvae_run: Path, run: Path, **given: object) -> tuple[Latents, PreparedDataset]:
+    dataset = PreparedDataset(tiny.data)
+    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
+    validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
+    settings = {"condition": ["draft", "source"], "flips": True, "draft": {}} | given
+    vqvae = load_vqvae(vqvae_run / "best")
+    return Latents(run, vqvae, training, validating, **settings), dataset  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_what_the_next_steps_need(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_latents(tiny.latents(run, vqvae_run, condition=["draft", "source"], num_inference_steps=2))
+    stage = LatentsStage.load_stage(run / "best", vqvae=run / "vqvae")
+    assert stage.condition == ["draft", "source"] and stage.draft["model"] == "made up"
+    case = PreparedDataset(tiny.data).case("p4")
+    assert case.draft is not None
+    volumes = {
+        "draft": torch.from_numpy(np.array(case.draft))[None],
+        "source": torch.from_numpy(np.array(case.source)),
+    }
+    refined = stage.sample(volumes, SeededNoise(0))
+    assert refined.shape == (1, *case.spatial_shape) and refined.isfinite().all()
+    with (run / "validation.csv").open(newline="") as file:
+        assert set(next(csv.DictReader(file))) == {"step", "loss", "l1", "psnr", "draft_l1"}
+    assert {path.name for path in (run / "pictures").glob("*6-*")} == {
+        "step-0000006-axial.png",
+        "step-0000006-coronal.png",
+    }
+
+
+def test_it_learns_from_crops(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = {"max_steps": 120, "validate_every": 60, "learning_rate": 5e-3, "ema_decay": 0.9}
+    train_latents(tiny.latents(run, vqvae_run, crop_size=[8, 12, 8], loss="double", **given))
+    with (run / "train.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert np.mean(losses[-15:]) < 0.6 * np.mean(losses[:15])
+
+
+def test_latents_of_training_targets_are_standardised(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    latents, dataset = encode(tiny, vqvae_run, tmp_path)
+    values = []
+    for case_id in dataset.case_ids("train"):
+        target, condition, weight = latents.load(dataset.case(case_id))
+        assert condition.shape[1] == 2 * target.shape[1]
+        values.append(target[0][:, weight[0, 0] > 0.5])
+    together = torch.cat(values, dim=1)
+    assert torch.allclose(together.mean(dim=1), torch.zeros(2), atol=1e-4)
+    assert torch.allclose(together.std(dim=1, correction=0), torch.ones(2), atol=1e-4)
+
+
+def test_latents_are_those_the_stage_sees_in_use(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    latents, dataset = encode(tiny, vqvae_run, tmp_path)
+    vqvae, case = load_vqvae(vqvae_run / "best"), dataset.case("p1")
+    target, condition, weight = latents.load(case)
+    for array, part in ((case.target.clip(-1, 1), target), (case.draft, condition[:, :2])):
+        encoded = vqvae.encode(torch.from_numpy(np.array(array))[None, None])
+        mean, std = (torch.tensor(n)[:, None, None, None] for n in (latents.mean, latents.std))
+        assert torch.allclose((encoded - mean) / std, part, atol=1e-4)
+    flipped = np.load(latents.folder(case) / "flipped" / "target.npy")
+    mirrored = torch.from_numpy(case.target[::-1].clip(-1, 1).copy())[None, None]
+    assert np.allclose(flipped, vqvae.encode(mirrored)[0].detach(), atol=1e-5)
+    valid = np.pad(case.valid.astype(float), [(0, -n % 4) for n in case.spatial_shape])
+    i, j, k = weight.shape[2:]
+    shares = valid.reshape(i, 4, j, 4, k, 4).mean(axis=(1, 3, 5))
+    assert np.allclose(weight[0, 0], shares)
+
+
+def test_latents_are_encoded_once(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    first, dataset = encode(tiny, vqvae_run, tmp_path)
+    path = first.folder(dataset.case("p0")) / "target.npy"
+    written = path.stat().st_mtime_ns
+    again, _ = encode(tiny, vqvae_run, tmp_path)
+    assert again.root == first.root and path.stat().st_mtime_ns == written
+    redrawn, _ = encode(tiny, vqvae_run, tmp_path, draft={"seed": 1})
+    assert redrawn.root != first.root
+
+
+def test_without_drafts(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    with pytest.raises(RequestError, match="holds no drafts to refine; run `ct2mri draft"):
+        train_latents(tiny.latents(tmp_path / "run", vqvae_run, data=data))
+    (data / "draft.json").write_text(json.dumps({"out_of_fold": True}))
+    with pytest.raises(RequestError, match=r"5 cases of .* have no draft, e\.g\. p0"):
+        train_latents(tiny.latents(tmp_path / "run", vqvae_run, data=data))
+    train_latents(tiny.latents(tmp_path / "run", vqvae_run, data=data, condition=["source"], max_steps=1))
+    assert LatentsStage.load_stage(tmp_path / "run" / "best", vqvae=vqvae_run / "best").condition == [
+        "source"
+    ]
+
+
+def test_drafts_that_the_model_had_seen_are_pointed_out(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "data", drafts=True)
+    (data / "draft.json").write_text(json.dumps({"out_of_fold": False}))
+    train_latents(tiny.latents(tmp_path / "run", vqvae_run, data=data, max_steps=1))
+    assert "had seen these cases" in capsys.readouterr().out
+
+
+def test_requests_that_cannot_be(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="missing"):
+        train_latents(tiny.latents(tmp_path / "run", tmp_path / "nowhere"))
+    with pytest.raises(RequestError, match="multiples of 4"):
+        train_latents(tiny.latents(tmp_path / "run", vqvae_run, crop_size=[8, 8, 7]))
+    with pytest.raises(RequestError, match="--condition is draft, source or both"):
+        train_latents(tiny.latents(tmp_path / "run", vqvae_run, condition=["draft", "draft"]))

@@ -1,0 +1,184 @@
+"""Training of the 2D stage, from a prepared data set to a stage folder."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from conftest import Tiny, write_dataset
+from ct2mri.data.cases import PreparedDataset
+from ct2mri.diffusion import SeededNoise
+from ct2mri.errors import RequestError
+from ct2mri.stages import SlicesStage
+from ct2mri.training.fit import train_slices
+from ct2mri.training.slices import fold_patients
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_the_next_steps_need(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run, num_inference_steps=2, draft_orientations=["axial", "coronal"]))
+    stage = SlicesStage.load_stage(run / "best")
+    assert (stage.num_inference_steps, stage.orientations) == (2, ("axial", "coronal"))
+    case = PreparedDataset(tiny.data).case("p4")
+    volume = stage.sample({"source": torch.from_numpy(np.array(case.source))}, SeededNoise(0))
+    assert volume.shape == (1, *case.spatial_shape) and volume.isfinite().all()
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["finished"] and record["steps"] == 6 and record["seconds"] > 0
+    assert record["device"] == "cpu" and record["options"]["base_channels"] == 8
+    assert PreparedDataset(tiny.data).plan == type(PreparedDataset(tiny.data).plan).read(run / "plan.json")
+    assert [row["step"] for row in rows(run / "train.csv")] == [str(n) for n in range(1, 7)]
+    assert set(rows(run / "validation.csv")[0]) == {"step", "loss", "l1", "psnr"}
+    names = {path.name for path in (run / "pictures").iterdir()}
+    assert names == {f"step-000000{s}-{o}.png" for s in (3, 6) for o in ("axial", "coronal", "sagittal")}
+    picture = np.asarray(Image.open(run / "pictures" / "step-0000006-axial.png"))
+    assert picture.ndim == 2 and picture.std() > 20
+    assert list((run / "tensorboard").glob("events*"))
+    assert not [path for path in run.rglob("*") if "partial" in path.name]
+
+
+def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run, max_steps=150, validate_every=75, learning_rate=5e-3, ema_decay=0.9))
+    table = rows(run / "train.csv")
+    loss = [np.mean([float(row["loss"]) for row in part]) for part in (table[:10], table[-10:])]
+    assert loss[1] < 0.5 * loss[0]
+    _, last = rows(run / "validation.csv")
+    assert float(last["l1"]) < 0.15 and float(last["psnr"]) > 14
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tiny: Tiny, tmp_path: Path) -> None:
+    """A learning rate so high that the training gets worse: what was best stays."""
+    run = tmp_path / "run"
+    options = {"ema_decay": 0, "warmup_steps": 0, "decay": "constant", "validate_every": 2}
+    train_slices(tiny.slices(run, max_steps=8, learning_rate=0.3, **options))
+    scores = {int(row["step"]): float(row["l1"]) for row in rows(run / "validation.csv")}
+    best = min(scores, key=scores.__getitem__)
+    assert best < 8, "else this test shows nothing"
+    assert json.loads((run / "run.json").read_text())["best"]["step"] == best
+    train_slices(tiny.slices(tmp_path / "short", max_steps=best, learning_rate=0.3, **options))
+    kept, expected = (load_file(r / "best" / "model.safetensors") for r in (run, tmp_path / "short"))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_fold_models_have_not_seen_their_patients(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run, folds=2, max_steps=2, validate_every=2, orientations=["axial"]))
+    folds = json.loads((run / "folds.json").read_text())["folds"]
+    assert sorted(folds[0] + folds[1]) == ["p0", "p1", "p2", "p3"] and len(folds[0]) == 2
+    items = [json.loads((run / r / "run.json").read_text())["items"] for r in (".", "fold-0", "fold-1")]
+    assert items[1] + items[2] == items[0]
+    weights = [load_file(run / r / "best" / "model.safetensors") for r in (".", "fold-0", "fold-1")]
+    assert not any(
+        torch.equal(w["output_conv.weight"], weights[0]["output_conv.weight"]) for w in weights[1:]
+    )
+    SlicesStage.load_stage(run / "fold-1" / "best")
+
+
+@pytest.mark.parametrize("folds", [-1, 1, 5])
+def test_folds_that_cannot_be(folds: int) -> None:
+    with pytest.raises(RequestError, match="--folds is 0"):
+        fold_patients(["a", "b", "c"], folds, 0)
+
+
+def test_folds_cover_everybody_once() -> None:
+    patients = [f"p{n}" for n in range(11)]
+    folds = fold_patients(patients, 3, 0)
+    assert sorted(patient for fold in folds for patient in fold) == sorted(patients) and {
+        len(fold) for fold in folds
+    } == {3, 4}
+    assert folds == fold_patients(patients[::-1], 3, 0)
+
+
+def test_published_settings_train_too(tiny: Tiny, tmp_path: Path) -> None:
+    train_slices(
+        tiny.slices(
+            tmp_path / "run",
+            prediction_type="epsilon",
+            zero_terminal_snr=False,
+            last_timestep_input="noise",
+            last_timestep_share=0,
+            loss="l1",
+            sampler="renoise",
+            num_inference_steps=5,
+            ema_decay=0,
+            gradient_clip=0,
+            decay="constant",
+            crop_size=9,
+            max_steps=3,
+        )
+    )
+    assert SlicesStage.load_stage(tmp_path / "run" / "best").sampler == "renoise"
+
+
+def test_bfloat16_and_gradient_checkpointing(tiny: Tiny, tmp_path: Path) -> None:
+    for name, given in (("bf16", {"precision": "bf16"}), ("saving", {"gradient_checkpointing": True})):
+        train_slices(tiny.slices(tmp_path / name, **given))
+    train_slices(tiny.slices(tmp_path / "plain"))
+    plain, bf16, saving = (
+        [float(row["loss"]) for row in rows(tmp_path / name / "train.csv")]
+        for name in ("plain", "bf16", "saving")
+    )
+    assert saving == pytest.approx(plain, rel=1e-4)
+    assert bf16 == pytest.approx(plain, rel=0.05) and bf16 != plain
+
+
+def test_going_on_from_a_pipeline(tiny: Tiny, tmp_path: Path) -> None:
+    train_slices(tiny.slices(tmp_path / "first", max_steps=30, validate_every=30, learning_rate=5e-3))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "first" / "best").rename(tmp_path / "model" / "slices")
+    run = tmp_path / "second"
+    train_slices(tiny.slices(run, init=str(tmp_path / "model"), learning_rate=1e-6))
+    before, after = (rows(tmp_path / name / "validation.csv")[-1]["l1"] for name in ("first", "second"))
+    assert float(after) == pytest.approx(float(before), abs=0.01)
+
+    with pytest.raises(RequestError, match="holds another network than ScalableUNet"):
+        train_slices(tiny.slices(tmp_path / "third", init=str(tmp_path / "model"), base_channels=16))
+    with pytest.raises(RequestError, match="There is no model folder"):
+        train_slices(tiny.slices(tmp_path / "third", init=str(tmp_path / "nowhere")))
+    with pytest.raises(RequestError, match="holds no slices"):
+        train_slices(tiny.slices(tmp_path / "third", init=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"batch_size": 0}, "--batch_size is at least 1, got 0"),
+        ({"learning_rate": 0.0}, "--learning_rate is above 0"),
+        ({"ema_decay": 1.0}, "--ema_decay"),
+        ({"device": "tpu"}, "--device is auto, cpu, cuda or mps, got tpu"),
+        ({"orientations": []}, "--orientations needs at least one"),
+        (
+            {"orientations": ["axial"], "draft_orientations": ["coronal"]},
+            "--draft_orientations names coronal",
+        ),
+        ({"num_inference_steps": 0}, "1 to 1000 steps, got 0"),
+        ({"prediction_type": "epsilon"}, "Zero terminal SNR"),
+        ({"norm_num_groups": 3}, "group"),
+        ({"crop_size": 0}, "--crop_size is at least 1"),
+    ],
+)
+def test_options_that_cannot_be(tiny: Tiny, tmp_path: Path, given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        train_slices(tiny.slices(tmp_path / "run", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_without_validation_cases(tiny: Tiny, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    plan = json.loads((data / "plan.json").read_text())
+    plan["split"]["train"] += plan["split"]["validation"]
+    plan["split"]["validation"] = []
+    (data / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RequestError, match="no validation case"):
+        train_slices(tiny.slices(tmp_path / "run", data=data))
