@@ -58,8 +58,6 @@ def test_the_phantom_is_translated_measured_and_drawn(pipeline, tmp_path, capsys
     scores = show_phantom(pipeline, tmp_path, DemoOptions(output=tmp_path, seed=3))
     ct, truth, result = (load_volume(tmp_path / f"{name}.nii.gz") for name in ("ct", "mr", "synthetic_mr"))
     assert ct.grid.matches(truth.grid) and ct.grid.matches(result.grid)
-    expected = draw_phantom("head", FIRST_UNSEEN_SEED + 3)
-    np.testing.assert_array_equal(ct.array, expected.ct.array)
     check_marked(tmp_path)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["scores"] == scores and numbers["phantom_seed"] == FIRST_UNSEEN_SEED + 3

@@ -176,7 +176,8 @@ def _panels(
         if volume is not None
     }
     reference = shown.get("truth", shown["result"])
-    brightest = float(np.percentile(reference[body], 99.5))
+    # Fat is more than twice as bright as brain on T1; where it is rare enough, it may saturate.
+    brightest = float(min(np.percentile(reference[body], 99.5), 1.75 * np.median(reference[body])))
     window = (0.0, brightest if brightest > 0 else 1.0)
     subtitle = f"MR 0 to {window[1]:.4g}"
     panels = [
