@@ -93,7 +93,7 @@ def pipeline(**parts: Any) -> TranslationPipeline:
 
 def ct(shape: tuple[int, int, int] = (19, 24, 17), affine: Any = OBLIQUE, seed: int = 0) -> Volume:
     """A ball of soft tissue with a bone inside, in air."""
-    index = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    index = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * 2 / n for n in shape], indexing="ij"))
     radius = np.sqrt((index**2).sum(axis=0))
     array = np.where(radius < 0.8, 40.0, -1000.0) + np.random.default_rng(seed).normal(0, 5, shape)
     array[np.sqrt(((index - 0.2) ** 2).sum(axis=0)) < 0.2] = 900
