@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_tiny import Tiny, write_dataset
 
-from conftest import Tiny, write_dataset
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError

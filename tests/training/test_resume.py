@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_tiny import Tiny
 
-from conftest import Tiny
 from ct2mri.data.datasets import SliceDataset
 from ct2mri.errors import RequestError
 from ct2mri.training.fit import train_latents, train_slices, train_vqvae

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from training_tiny import Tiny, write_dataset
 
-from conftest import Tiny, write_dataset
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError

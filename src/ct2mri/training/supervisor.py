@@ -76,7 +76,7 @@ class Supervisor(Callback):
         self.best_step = 0
         self.seconds = 0.0
         self.started = time.perf_counter()
-        self.log: RunLog | None = None
+        self.run_log: RunLog | None = None
         self.bar: Any = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Supervisor(Callback):
         """Open the logs."""
         self.started = time.perf_counter()
         if trainer.is_global_zero:
-            self.log = RunLog(self.run, self.first_step)
+            self.run_log = RunLog(self.run, self.first_step)
             self.bar = tqdm(
                 total=self.max_steps,
                 initial=self.first_step,
@@ -126,8 +126,8 @@ class Supervisor(Callback):
         loss = torch.stack(pl_module.losses).mean()
         pl_module.losses.clear()
         loss = trainer.strategy.reduce(loss, reduce_op="mean")
-        if self.log is not None:
-            self.log.train(self.step, {"loss": float(loss), **pl_module.step_numbers})
+        if self.run_log is not None:
+            self.run_log.train(self.step, {"loss": float(loss), **pl_module.step_numbers})
             self.bar.update(1)
             self.bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
         if self.step % self.every == 0 or self.step == self.max_steps:
@@ -144,8 +144,8 @@ class Supervisor(Callback):
                 if trainer.is_global_zero:
                     self.write_best(module, self.run / "best")
         module.train()
-        if self.log is not None:
-            self.log.validate(self.step, found.numbers, found.pictures)
+        if self.run_log is not None:
+            self.run_log.validate(self.step, found.numbers, found.pictures)
             numbers = ", ".join(f"{name} {number:.4g}" for name, number in found.numbers.items())
             note = " (best so far)" if self.best_step == self.step else ""
             tqdm.write(f"step {self.step}: {numbers}{note}")
@@ -168,6 +168,6 @@ class Supervisor(Callback):
         self._close()
 
     def _close(self) -> None:
-        if self.log is not None:
-            self.log.close()
+        if self.run_log is not None:
+            self.run_log.close()
             self.bar.close()
