@@ -73,7 +73,12 @@ def draft(options: DraftOptions) -> None:
     hashes = {folder: file_hash(folder / WEIGHTS) for folder in {main_model, *models.values()}}
     records = {case.case_id: {"model": hashes[models[case.case_id]], **settings} for case in cases}
     todo = [case for case in cases if not _is_drafted(case, records[case.case_id])]
-    facts = {"model": hashes[main_model], **settings, "out_of_fold": not drafts_seen}
+    facts = {
+        "model": hashes[main_model],
+        "fold_models": sorted(digest for folder, digest in hashes.items() if folder != main_model),
+        **settings,
+        "out_of_fold": not drafts_seen,
+    }
     if todo or _read(dataset.root / RECORD) != facts:
         # While some cases are drawn anew they differ from the others, and none must be trained on.
         (dataset.root / RECORD).unlink(missing_ok=True)
