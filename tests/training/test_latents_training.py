@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_next_steps_need(tiny: Tiny, vqvae_run: Path, tmp_
 
 def test_it_learns_from_crops(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    given = {"max_steps": 120, "validate_every": 60, "learning_rate": 5e-3, "ema_decay": 0.9}
+    given = {"max_steps": 80, "validate_every": 80, "learning_rate": 5e-3, "ema_decay": 0.9}
     train_latents(tiny.latents(run, vqvae_run, crop_size=[8, 12, 8], loss="double", **given))
     with (run / "train.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -124,3 +124,22 @@ def test_requests_that_cannot_be(tiny: Tiny, vqvae_run: Path, tmp_path: Path) ->
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, crop_size=[8, 8, 7]))
     with pytest.raises(RequestError, match="--condition is draft, source or both"):
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, condition=["draft", "draft"]))
+
+
+def test_going_on_from_a_pipeline_keeps_the_scale_of_its_latents(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    train_latents(tiny.latents(tmp_path / "first", vqvae_run))
+    model.mkdir()
+    (tmp_path / "first" / "best").rename(model / "latents")
+    (tmp_path / "first" / "vqvae").rename(model / "vqvae")
+    facts = json.loads((model / "latents" / "stage.json").read_text())
+    facts["latents_mean"], facts["latents_std"] = [1.0, 2.0], [3.0, 4.0]
+    (model / "latents" / "stage.json").write_text(json.dumps(facts))
+
+    run = tmp_path / "second"
+    train_latents(tiny.latents(run, model, init=str(model), beta_end=0.03))
+    stage = LatentsStage.load_stage(run / "best", vqvae=model / "vqvae")
+    assert (stage.latents_mean, stage.latents_std) == ([1.0, 2.0], [3.0, 4.0])
+    assert "was trained with beta_end 0.02 (now 0.03)" in capsys.readouterr().out

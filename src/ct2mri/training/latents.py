@@ -1,6 +1,7 @@
 """Training of the 3D latent diffusion model (3D-SLDM), which refines drafts in the VQ-VAE's latent space."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,18 @@ from ct2mri.errors import RequestError
 from ct2mri.files import read_json
 from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainLatentsOptions
+from ct2mri.stage_files import weights_hash
 from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.loop import check_options, fit, rank_and_world_size, training_device
-from ct2mri.training.module import Batch, StageModule, draw_diffusion, load_initial_weights, make_unet
+from ct2mri.training.module import (
+    Batch,
+    StageModule,
+    draw_diffusion,
+    initial_facts,
+    load_initial_weights,
+    make_unet,
+)
 from ct2mri.training.pictures import strip
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Validation
@@ -153,6 +162,11 @@ class LatentsValidation:
         return images | {"refined": refined, "real": np.array(case.target).clip(-1, 1)}
 
 
+def _vqvae_folder(path: Path) -> Path:
+    """The VQ-VAE's folder in a run of `train vqvae` (RUN/best) or in a pipeline (MODEL/vqvae)."""
+    return path / "vqvae" if (path / "vqvae").is_dir() else path / "best"
+
+
 def _draft_facts(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> dict[str, Any]:
     """What draft.json says of the drafts; every case must have one.
 
@@ -207,7 +221,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
             "are better than those of new patients will be, and the refiner learns to trust them too much."
         )
     device = training_device(options.device)
-    vqvae = load_vqvae(options.vqvae / "best", device).requires_grad_(False)
+    vqvae = load_vqvae(_vqvae_folder(options.vqvae), device).requires_grad_(False)
     latents = Latents(
         options.output_dir,
         vqvae,
@@ -217,6 +231,10 @@ def train_latents(options: TrainLatentsOptions) -> None:
         flips=options.flips,
         draft=draft,
     )
+    if options.init is not None:
+        facts = initial_facts(options.init, "latents", settings)
+        if facts["vqvae"] == weights_hash(vqvae):  # its network knows these latents at its own scale
+            latents.mean, latents.std = facts["latents_mean"], facts["latents_std"]
     items = LatentDataset(
         [latents.folder(case) for case in training],
         condition=options.condition,

@@ -124,6 +124,7 @@ def fit(
     if rank == 0:
         if first_step == 0:
             folder.clear()
+        folder.sweep()
         folder.record(**facts, finished=False)
         batch, share = _largest_batch(items, stream.buckets, options.batch_size)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ct2mri.diffusion import NoiseSettings, draw_timesteps
@@ -15,6 +16,7 @@ from ct2mri.hub import resolve_pretrained
 from ct2mri.models import ScalableUNet
 from ct2mri.models.pretrained import WEIGHTS, load_exactly
 from ct2mri.options import TrainLatentsOptions, TrainOptions, TrainSlicesOptions
+from ct2mri.stage_files import Kind, read_stage
 
 Batch = dict[str, Tensor]
 DiffusionOptions = TrainSlicesOptions | TrainLatentsOptions
@@ -46,27 +48,36 @@ def draw_diffusion(
     return torch.stack(noises).to(like), torch.cat(timesteps).to(like.device)
 
 
-def load_initial_weights(model: nn.Module, init: str, stage: str) -> Path:
+def load_initial_weights(model: nn.Module, init: str, stage: Kind) -> None:
     """Load a pipeline's weights of one stage, to be trained further.
 
     Args:
         model: to load them into.
         init: a pipeline folder, or "owner/name".
-        stage: the stage's folder inside the pipeline.
-
-    Returns:
-        The stage's folder.
+        stage: which of its stages.
 
     Raises:
         RequestError: the pipeline has no such stage, or its network has other shapes.
     """
-    from safetensors.torch import load_file
-
-    folder = resolve_pretrained(init) / stage
-    if not (folder / WEIGHTS).is_file():
+    path = resolve_pretrained(init) / stage / WEIGHTS
+    if not path.is_file():
         raise RequestError(f"--init {init} holds no {stage}/{WEIGHTS}; give a pipeline that has this stage.")
-    load_exactly(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
-    return folder
+    load_exactly(model, load_file(path), str(path))
+
+
+def initial_facts(init: str, stage: Kind, settings: NoiseSettings) -> dict[str, Any]:
+    """The facts of the diffusion stage that a training starts from; says where it was trained otherwise.
+
+    Raises:
+        RequestError: the pipeline has no such stage.
+    """
+    facts = read_stage(resolve_pretrained(init) / stage, stage)
+    now = settings.to_dict()
+    others = {name: value for name, value in facts["noise"].items() if value != now.get(name)}
+    if others:
+        listed = ", ".join(f"{name} {value} (now {now.get(name)})" for name, value in others.items())
+        print(f"Note: {init} was trained with {listed}; its weights must first learn the other process.")
+    return facts
 
 
 def make_unet(

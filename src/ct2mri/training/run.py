@@ -94,6 +94,11 @@ class RunFolder:
         for name in ("best", "tensorboard", "pictures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Remove half-written checkpoints of a process that was killed."""
+        for path in self.path.glob(f".*-partial-{CHECKPOINT}"):
+            path.unlink()
+
     def record(self, **facts: Any) -> None:
         """Write plan.json, and run.json with `facts` beside what the folder knows."""
         self.plan.write(self.path / "plan.json")

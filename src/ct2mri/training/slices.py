@@ -18,7 +18,14 @@ from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainSlicesOptions
 from ct2mri.stages import SlicesStage
 from ct2mri.training.loop import check_options, fit
-from ct2mri.training.module import Batch, StageModule, draw_diffusion, load_initial_weights, make_unet
+from ct2mri.training.module import (
+    Batch,
+    StageModule,
+    draw_diffusion,
+    initial_facts,
+    load_initial_weights,
+    make_unet,
+)
 from ct2mri.training.pictures import strip
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Validation
@@ -200,7 +207,9 @@ def train_slices(options: TrainSlicesOptions) -> None:
     settings = NoiseSettings.from_options(options)
     check_steps(options.num_inference_steps, settings)
     if options.crop_size is not None and options.crop_size < 1:
-        raise RequestError(f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices.")
+        raise RequestError(
+            f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices."
+        )
     if not options.orientations:
         raise RequestError("--orientations needs at least one of axial, coronal, sagittal, got none.")
     if unseen := [name for name in options.draft_orientations if name not in options.orientations]:
@@ -224,6 +233,9 @@ def train_slices(options: TrainSlicesOptions) -> None:
             f"{options.data} has no validation case with a slice to look at in --orientations "
             f"{' '.join(options.orientations)}; prepare it with a larger --validation_fraction."
         )
+
+    if options.init is not None:
+        initial_facts(options.init, "slices", settings)
 
     def make_module() -> SlicesModule:
         module = SlicesModule(options, plan.channels)
