@@ -80,3 +80,11 @@ def test_a_lonely_size_is_not_padded_beyond_reason() -> None:
 
 def test_granularity_is_relative_to_nothing_smaller_than_a_pixel() -> None:
     assert len(group_by_size([(1, 1), (GRANULARITY, GRANULARITY)] * 8, 4)) == 1
+
+
+def test_crops_of_many_sizes_within_bounds() -> None:
+    batches = BatchStream([(96, 3)] * 40, batch_size=2, seed=0, shrink=16).epoch(0)
+    lengths = {shape[0] for shape, _ in batches}
+    assert len(lengths) > 8 and min(lengths) > 80 and max(lengths) <= 96
+    assert {shape[1] for shape, _ in batches} == {2, 3}
+    assert {shape for shape, _ in BatchStream([(96, 3)] * 40, batch_size=2, seed=0).epoch(0)} == {(96, 3)}

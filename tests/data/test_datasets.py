@@ -37,6 +37,7 @@ def slices(cases: list[PreparedCase], **settings: object) -> SliceDataset:
     defaults = {
         "orientations": ("axial", "coronal", "sagittal"),
         "crop_size": None,
+        "shrink": 0,
         "flips": False,
         "seed": 0,
     }
@@ -82,7 +83,7 @@ def test_crops_and_flips_are_alike_on_everything(tmp_path: Path) -> None:
         item = items[Request(0, (5, 5), batch, 0)]
         assert torch.allclose(item["source"] - 0.5, item["target"], atol=1e-6)
         rises = item["source"][0, 1, 0] > item["source"][0, 0, 0]
-        assert torch.all((item["source"].diff(dim=2) > 0)), "the second axis is never mirrored"
+        assert torch.all(item["source"].diff(dim=2) > 0), "the second axis is never mirrored"
         flipped += int(not rises)
     assert 8 < flipped < 32
 
@@ -159,7 +160,7 @@ def test_latents_are_standardised_and_mirrored_as_a_whole(tmp_path: Path) -> Non
         for name in ("weight", "mask"):
             np.save(tmp_path / flip / f"{name}.npy", np.ones(shape, np.float32))
     items = LatentDataset(
-        [tmp_path], condition=["draft"], mean=[5, 4], std=[2, 1], crop_size=None, flips=True, seed=0
+        [tmp_path], condition=["draft"], mean=[5, 4], std=[2, 1], crop_size=None, shrink=0, flips=True, seed=0
     )
     seen = set()
     for batch in range(20):

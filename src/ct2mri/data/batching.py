@@ -102,6 +102,9 @@ class BatchStream(Sampler[list[Request]]):
         sizes: of each item of the data set, after cropping.
         batch_size: items of a batch and process.
         seed: of the order.
+        shrink: each batch's axes are shorter than its bucket's by a random number below this (0 or 1: not at
+            all), where that leaves them at least half as long. Crops of one size would never show a network
+            that pads odd sizes what it does in use.
         first: number of the first batch to give: 0, or where a resumed training goes on.
         rank: this process.
         world_size: number of processes; all get the same number of batches with the same sizes.
@@ -113,6 +116,7 @@ class BatchStream(Sampler[list[Request]]):
         *,
         batch_size: int,
         seed: int,
+        shrink: int = 0,
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -120,6 +124,7 @@ class BatchStream(Sampler[list[Request]]):
         self.buckets = group_by_size(sizes, batch_size * world_size)
         self.batch_size = batch_size
         self.seed = seed
+        self.shrink = shrink
         self.first = first
         self.rank = rank
         self.world_size = world_size
@@ -140,7 +145,9 @@ class BatchStream(Sampler[list[Request]]):
             for part in np.array_split(order.permutation(bucket.items), self._batches_of(bucket)):
                 items = [int(item) for item in part]
                 missing = -len(items) % self.world_size
-                batches.append((bucket.shape, items + (items * self.world_size)[:missing]))
+                less = order.integers(0, max(1, self.shrink), len(bucket.shape))
+                shape = tuple(max(n - int(m), -(-n // 2)) for n, m in zip(bucket.shape, less, strict=True))
+                batches.append((shape, items + (items * self.world_size)[:missing]))
         return [batches[n] for n in order.permutation(len(batches))]
 
     def __iter__(self) -> Iterator[list[Request]]:

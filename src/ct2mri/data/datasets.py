@@ -86,9 +86,11 @@ class RequestDataset(Dataset[Item]):
 
     Attributes:
         sizes: of each item, after cropping.
+        shrink: see `BatchStream`.
     """
 
     sizes: list[Shape]
+    shrink: int = 0
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -107,6 +109,7 @@ class SliceDataset(RequestDataset):
         cases: to take slices from.
         orientations: of the slices; a case gives those in which its slices are more than one pixel wide.
         crop_size: longest edge of a crop; None: whole slices.
+        shrink: how much shorter the crops of a batch may be, see `BatchStream`; whole slices stay whole.
         flips: whether to mirror left-right at random.
         seed: of the augmentation.
     """
@@ -117,10 +120,12 @@ class SliceDataset(RequestDataset):
         *,
         orientations: Sequence[Orientation],
         crop_size: int | None,
+        shrink: int,
         flips: bool,
         seed: int,
     ) -> None:
         self.cases = list(cases)
+        self.shrink = 0 if crop_size is None else shrink
         self.flips = flips
         self.seed = seed
         self.slices: list[tuple[int, Orientation, int]] = []
@@ -211,6 +216,7 @@ class LatentDataset(RequestDataset):
         mean: per latent channel, of the training targets.
         std: likewise, the deviation.
         crop_size: edges of a crop in latent voxels; None: whole volumes.
+        shrink: how much shorter the crops of a batch may be, see `BatchStream`; whole volumes stay whole.
         flips: whether to take the mirrored encodings at random.
         seed: of the augmentation.
     """
@@ -223,9 +229,11 @@ class LatentDataset(RequestDataset):
         mean: Sequence[float],
         std: Sequence[float],
         crop_size: Sequence[int] | None,
+        shrink: int,
         flips: bool,
         seed: int,
     ) -> None:
+        self.shrink = 0 if crop_size is None else shrink
         self.folders = list(folders)
         self.condition = list(condition)
         self.mean = np.asarray(mean, np.float32)[:, None, None, None]

@@ -23,6 +23,7 @@ from ct2mri.training.loop import check_options, fit, rank_and_world_size, traini
 from ct2mri.training.module import (
     Batch,
     StageModule,
+    crop_shrink,
     draw_diffusion,
     initial_facts,
     load_initial_weights,
@@ -241,6 +242,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
         mean=latents.mean,
         std=latents.std,
         crop_size=None if crop is None else [edge // 4 for edge in crop],
+        shrink=crop_shrink(options),
         flips=options.flips,
         seed=options.seed,
     )

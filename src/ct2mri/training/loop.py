@@ -110,6 +110,7 @@ def fit(
         items.sizes,
         batch_size=options.batch_size,
         seed=options.seed,
+        shrink=items.shrink,
         first=first_step * options.accumulate,
         rank=rank,
         world_size=world_size,

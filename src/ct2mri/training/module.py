@@ -80,6 +80,11 @@ def initial_facts(init: str, stage: Kind, settings: NoiseSettings) -> dict[str, 
     return facts
 
 
+def crop_shrink(options: DiffusionOptions) -> int:
+    """How much shorter crops may be, so that every level of the network meets odd sizes and pads them."""
+    return int(2 ** (len(options.channel_multipliers) - 1))
+
+
 def make_unet(
     options: DiffusionOptions, *, spatial_dims: int, sample_channels: int, condition_channels: int
 ) -> ScalableUNet:

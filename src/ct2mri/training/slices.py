@@ -21,6 +21,7 @@ from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import (
     Batch,
     StageModule,
+    crop_shrink,
     draw_diffusion,
     initial_facts,
     load_initial_weights,
@@ -248,6 +249,7 @@ def train_slices(options: TrainSlicesOptions) -> None:
             [case for case in training if case.patient_id not in left_out],
             orientations=options.orientations,
             crop_size=options.crop_size,
+            shrink=crop_shrink(options),
             flips=options.flips,
             seed=options.seed,
         )
