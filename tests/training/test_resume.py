@@ -71,7 +71,8 @@ def test_slices_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, how: signal.Signals) -> None:
     options = tiny.slices(tmp_path / "cut", max_steps=400, validate_every=5, orientations=["axial"])
     plain = {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()
@@ -87,8 +88,8 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path) -> Non
     while not (table.exists() and len(table.read_text().splitlines()) > 13):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 128 + signal.SIGTERM)
     steps = len(table.read_text().splitlines())
     assert 13 < steps < 400, "else it was killed too early or too late to show anything"
 

@@ -1,6 +1,7 @@
 """Watches over a training: validates, keeps the best weights, saves the state, logs, shows progress."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -133,6 +134,10 @@ class Supervisor(Callback):
         if self.step % self.every == 0 or self.step == self.max_steps:
             self._validate(trainer, pl_module)
             self._save(trainer)
+        elif trainer.received_sigterm and trainer.world_size == 1:
+            # Lightning looks for the signal between epochs, and here there is but one.
+            self._save(trainer)
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _validate(self, trainer: lightning.Trainer, module: StageModule) -> None:
         module.eval()
