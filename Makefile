@@ -14,7 +14,7 @@ demo: $(BIN)/.installed
 	$(BIN)/ct2mri demo -o demo-output
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -153,9 +153,8 @@ def test_renoise_vector(reference):
     import json
     import runpy
 
-    from ct2mri.published import convert_unet_state
-
     from ct2mri.models import ScalableUNet
+    from ct2mri.published import convert_unet_state
 
     layout = json.loads((reference / "unet_2d.json").read_text())
     draw = runpy.run_path(str(reference / "weights.py"))["state_dict"]

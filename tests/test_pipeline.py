@@ -7,8 +7,9 @@ from torch import nn
 
 import tiny
 from ct2mri.data.volume import Volume
+from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
-from ct2mri.pipeline import SAFETY_SENTENCE, TranslationPipeline, choose_device
+from ct2mri.pipeline import SAFETY_SENTENCE, TranslationPipeline
 
 
 class Copies(nn.Module):

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ct2mri: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a lost network drive, a folder without permission
-        print(f"ct2mri: {error.strerror or error} ({error.filename or 'no file named'}).", file=sys.stderr)
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"ct2mri: {error.strerror or error}{where}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ct2mri: interrupted.", file=sys.stderr)

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.plan import Plan
+from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
 from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options import DraftOptions
-from ct2mri.pipeline import choose_device
 from ct2mri.stage_files import file_hash
 from ct2mri.stages import SlicesStage, check_sampling
 

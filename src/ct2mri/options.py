@@ -50,7 +50,8 @@ class PrepareOptions:
     raw: Path = argument("folder of raw data, one folder a patient", positional=True)
     dataset: Path = argument("folder to write the prepared data set into", positional=True)
     layout: Literal["auto", "pairs", "slices"] = argument(
-        "how the raw folder is laid out: `pairs` patient/ct.*, mr.*, [mask.*]; `slices` patient/ct_*.png, mr_*.png",
+        "how the raw folder is laid out: `pairs` patient/ct.*, mr.*, [mask.*]; "
+        "`slices` patient/ct_*.png, mr_*.png",
         "auto",
     )
     plan: Path | None = argument("a plan.json to follow instead of deciding one", None)

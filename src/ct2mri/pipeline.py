@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ct2mri import __version__
 from ct2mri.data.plan import Plan, Split, prepare_source, restore_to_input
 from ct2mri.data.volume import Volume
+from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder, write_json
@@ -387,25 +388,6 @@ def starter_folder() -> Path:
             "give a model with --model FOLDER or --model OWNER/NAME."
         )
     return folder
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a name: `auto` (the best there is), `cpu`, `cuda` or `mps`.
-
-    Raises:
-        RequestError: an unknown device, or one that is not there.
-    """
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    here = [kind for kind, there in usable.items() if there]
-    if name == "auto":
-        return torch.device(here[0])
-    if name not in usable:
-        raise RequestError(f"--device is auto, cpu, cuda or mps, got {name}; choose one of them.")
-    if not usable[name]:
-        raise RequestError(
-            f"There is no {name} on this machine; choose --device auto or {' or '.join(here)}."
-        )
-    return torch.device(name)
 
 
 def to_target_units(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:

@@ -2,7 +2,6 @@ import itertools
 
 import numpy as np
 import pytest
-from ct2mri.pipeline import SAFETY_SENTENCE
 from matplotlib import colors
 from PIL import Image
 
@@ -10,6 +9,7 @@ from ct2mri.data.geometry import reorientation_to_canonical
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.pictures import MARKS, draw_sheet, picture_sheet, plane_of
+from ct2mri.pipeline import SAFETY_SENTENCE
 
 SPACING = (2.0, 2.5, 4.0)
 SHAPE = (40, 44, 24)

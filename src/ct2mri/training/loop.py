@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ct2mri.data.batching import BatchStream, Bucket, Request
 from ct2mri.data.datasets import Item, RequestDataset
+from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
 from ct2mri.options import TrainOptions
 from ct2mri.training.averaging import Averaging
@@ -51,19 +52,16 @@ def training_device(name: str) -> torch.device:
     Raises:
         RequestError: an unknown device, or one this machine has not.
     """
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in usable.items() if there)
-    if name not in usable:
-        raise RequestError(f"--device is auto, cpu, cuda or mps, got {name}.")
-    if not usable[name]:
-        here = ", ".join(kind for kind, there in usable.items() if there)
-        raise RequestError(f"--device {name} is not there on this machine; choose one of: auto, {here}.")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+    device = choose_device(name)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
 
 
 def wants_bf16(options: TrainOptions, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: where asked for, or where the hardware has it."""
+    """Whether to compute in bfloat16: where asked for, or where the hardware has it.
+
+    Never by itself on a CPU: there the gradients of convolutions took ten times as long as in float32, and
+    in 3D were now and then not finite (both seen with torch 2.13).
+    """
     if options.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return options.precision == "bf16"
