@@ -48,6 +48,7 @@ def export(options: ExportOptions) -> None:
     runs = [run for run in (options.slices, options.vqvae, options.latents) if run is not None]
     card = {
         "name": options.name or options.output.resolve().name,
+        **({} if options.description is None else {"description": options.description}),
         "made_with": f"ct2mri {__version__}",
         "training": {stage: facts for run in runs for stage, facts in _run_facts(run).items()},
     }

@@ -31,8 +31,7 @@ def model_card(
     if "description" in card:
         lines += [str(card["description"]), ""]
     lines += [
-        f"Translates {source} volumes into {target} volumes with "
-        "[ct2mri](https://pypi.org/project/ct2mri/). No medical device.",
+        f"Translates {source} volumes into {target} volumes with ct2mri. No medical device.",
         "",
         f"**{safety_sentence}**",
         "",

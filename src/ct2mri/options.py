@@ -202,6 +202,7 @@ class ExportOptions:
     vqvae: Path | None = argument("run folder of `train vqvae`", None)
     latents: Path | None = argument("run folder of `train latents`", None)
     name: str | None = argument("name of the model, shown on its results", None)
+    description: str | None = argument("what the reader of the model card should know, a paragraph", None)
 
 
 @dataclass(kw_only=True)

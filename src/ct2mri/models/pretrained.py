@@ -19,7 +19,7 @@ _CARD = """---
 {{ card_data }}
 ---
 
-Weights of one network of a [ct2mri](https://pypi.org/project/ct2mri/) pipeline. Research use only.
+Weights of one network of a ct2mri pipeline. Research use only.
 """
 
 
