@@ -16,9 +16,9 @@ from pathlib import Path
 
 DESCRIPTION = (
     "The starter model of ct2mri, made by its own commands (benchmarks/starter.py) from digital phantoms of "
-    "heads and nothing else; no patient's image was used. It shows that the software works. On a real CT the "
+    "heads alone; no patient's image was used. It shows that the software works. On a real CT the "
     "outline, the skull and large fluid spaces follow that CT, while the detail inside the brain is that of "
-    "phantoms and not that patient's anatomy. It is no medical device, and of no use for any other part of the "
+    "phantoms and not that patient's anatomy. It is no medical device, and of no use for other parts of the "
     "body. Phantoms of the seeds (0, 0) to (0, {last}) were drawn for it; the demo's lie beyond."
 )
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ct2mri"
