@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from ct2mri import options
-from ct2mri.errors import RequestError
+from ct2mri.errors import RequestError, TrainingDivergedError
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a lost network drive, a folder without permission
         where = f" ({error.filename})" if error.filename else ""
         print(f"ct2mri: {error.strerror or error}{where}.", file=sys.stderr)
+        return 1
+    except TrainingDivergedError as error:
+        print(f"ct2mri: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ct2mri: interrupted.", file=sys.stderr)

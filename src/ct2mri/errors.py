@@ -1,4 +1,4 @@
-"""The one exception that means: the request was wrong, not the program."""
+"""Exceptions whose message is all that a user needs to see."""
 
 
 class RequestError(ValueError):
@@ -6,4 +6,11 @@ class RequestError(ValueError):
 
     The message is one sentence that says what was got, what is allowed and what to do; the command line
     prints it on one line and exits with 2.
+    """
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss of a training, or its gradient, is no longer a finite number.
+
+    The command line prints the message and exits with 1.
     """

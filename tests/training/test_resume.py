@@ -14,9 +14,9 @@ import torch
 from training_tiny import Tiny
 
 from ct2mri.data.datasets import SliceDataset
-from ct2mri.errors import RequestError
+from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.training.fit import train_latents, train_slices, train_vqvae
-from ct2mri.training.module import StageModule, TrainingDivergedError
+from ct2mri.training.module import StageModule
 
 TRAIN = """
 import json, sys

@@ -7,6 +7,7 @@ one over the other by the fraction of the voxel that a shape covers, so borders 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from scipy import ndimage
 
 from ct2mri.data.phantom_tissues import Tissue, TissueValues
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Point = tuple[float, float, float]
 
 
@@ -70,7 +71,8 @@ class SignedDistance:
 def _sample(lattice: Array, step: float, x: Array, y: Array, z: Array) -> Array:
     scale = np.float32(1 / step)
     points = np.stack([x * scale, y * scale, z * scale])
-    return ndimage.map_coordinates(lattice, points, order=1, mode="grid-wrap", output=np.float32)
+    values: Array = ndimage.map_coordinates(lattice, points, order=1, mode="grid-wrap", output=np.float32)
+    return values
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ def ellipsoid(region: Region, centre: Point, radii: Point, tilt: float = 0.0) ->
     inside = np.sqrt(x * x + y * y + z * z)
     x, y, z = x / np.float32(radii[0]), y / np.float32(radii[1]), z / np.float32(radii[2])
     slope = np.sqrt(x * x + y * y + z * z)
-    return inside * (inside - 1) / (slope + np.float32(1e-6))
+    distance: Array = inside * (inside - 1) / (slope + np.float32(1e-6))
+    return distance
 
 
 def tube(
@@ -223,7 +226,8 @@ def tube_region(canvas: Canvas, points: Sequence[Point], radius: float) -> Regio
 def smooth_minimum(a: Array, b: Array, blend: float) -> Array:
     """Signed distance to the union of two shapes whose seam is rounded over `blend` mm."""
     seam = np.clip(np.float32(blend) - np.abs(a - b), 0, None)
-    return np.minimum(a, b) - seam * seam * np.float32(0.25 / blend)
+    distance: Array = np.minimum(a, b) - seam * seam * np.float32(0.25 / blend)
+    return distance
 
 
 def smooth_maximum(a: Array, b: Array, blend: float) -> Array:
@@ -233,8 +237,9 @@ def smooth_maximum(a: Array, b: Array, blend: float) -> Array:
 
 def hump(x: Array, y: Array, z: Array, centre: Point, radii: Point) -> Array:
     """A smooth bump: 1 at `centre`, falling off over `radii` mm."""
-    return np.exp(
+    bump: Array = np.exp(
         -(((x - centre[0]) / radii[0]) ** 2)
         - ((y - centre[1]) / radii[1]) ** 2
         - ((z - centre[2]) / radii[2]) ** 2
     ).astype(np.float32)
+    return bump

@@ -197,8 +197,8 @@ def _paint_cerebellum(
     shape: BrainShape,
 ) -> None:
     """Two hemispheres and the vermis, in thin leaves around a branching white core."""
-    halves = [ellipsoid(region, (side * 25, -66, -36), (32, 40, 31)) for side in (-1, 1)]
-    hull = smooth_minimum(smooth_minimum(*halves, 8), ellipsoid(region, (0, -60, -28), (16, 28, 26)), 8)
+    left, right = (ellipsoid(region, (side * 25, -66, -36), (32, 40, 31)) for side in (-1, 1))
+    hull = smooth_minimum(smooth_minimum(left, right, 8), ellipsoid(region, (0, -60, -28), (16, 28, 26)), 8)
     hull = smooth_maximum(hull, tent + 1.2, 2)
     hull = smooth_maximum(hull, cavity + np.float32(0.6 + shape.csf), 4)
     canvas.paint(region, Tissue.GREY_MATTER, hull)

@@ -93,7 +93,8 @@ def _skull_thickness(rng: np.random.Generator, region: Region, shape: HeadShape)
     thickness -= 0.5 * np.float32(shape.skull) * temple.astype(np.float32)
     base = np.clip((-z - 22) / 15, 0, 1) * np.clip((y + 70) / 30, 0, 1)
     thickness -= base * 0.35 * thickness
-    return np.clip(thickness, 2.4, None)
+    clipped: Array = np.clip(thickness, 2.4, None)
+    return clipped
 
 
 def _outline(rng: np.random.Generator, region: Region, skull: Array, shape: HeadShape) -> Array:

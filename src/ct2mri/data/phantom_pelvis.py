@@ -98,8 +98,8 @@ def _wall(rng: np.random.Generator, region: Region, shape: PelvisShape) -> Array
     width = np.interp(z, (-60, -20, 20, 70, 110, 200), (162, 160 + wide, 152 + wide, 142 + wide, 133, 122))
     front = np.interp(z, (-60, -10, 40, 100, 200), (58, 62, 66, 72, 78)) + rng.uniform(-4, 4)
     back = np.interp(z, (-60, -20, 40, 100, 200), (-84, -92, -95, -97, -98))
-    width, front, back = (side.astype(np.float32) for side in (width * shape.muscle, front, back))
-    trunk = _oval(region, width, front, back, 2.5)
+    width *= shape.muscle
+    trunk = _oval(region, width.astype(np.float32), front.astype(np.float32), back.astype(np.float32), 2.5)
     trunk = smooth_maximum(trunk, -z - 42, 30)
     legs = [
         tube(

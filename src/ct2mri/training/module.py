@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ct2mri.diffusion import NoiseSettings, draw_timesteps
-from ct2mri.errors import RequestError
+from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.hub import resolve_pretrained
 from ct2mri.models import ScalableUNet
 from ct2mri.models.pretrained import WEIGHTS, load_exactly
@@ -20,10 +20,6 @@ from ct2mri.stage_files import Kind, read_stage
 
 Batch = dict[str, Tensor]
 DiffusionOptions = TrainSlicesOptions | TrainLatentsOptions
-
-
-class TrainingDivergedError(RuntimeError):
-    """The loss or its gradient is no longer a finite number."""
 
 
 def generator_of(seed: int, key: Tensor) -> torch.Generator:
