@@ -322,3 +322,9 @@ def test_a_stage_of_the_published_sampler_runs_from_the_condition():
     one, other = (stage.sample({"source": volume()}, SeededNoise(seed)) for seed in (0, 1))
     assert torch.equal(one, other)  # a single step draws no noise
     assert np.isfinite(one.numpy()).all()
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_folder(tmp_path):
+    slices_stage().save_stage(tmp_path / "stage")
+    modes = {path.stat().st_mode for path in (tmp_path / "stage").iterdir()}
+    assert len(modes) == 1

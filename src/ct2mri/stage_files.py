@@ -12,7 +12,7 @@ from torch import nn
 
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder, write_json
-from ct2mri.models.pretrained import PretrainedModel
+from ct2mri.models.pretrained import CONFIG, WEIGHTS, PretrainedModel
 
 FORMAT_VERSION = 1
 STAGE_FACTS = "stage.json"
@@ -91,6 +91,8 @@ def save_network(network: PretrainedModel, kind: Kind, facts: dict[str, Any], fo
     """
     with atomic_folder(folder) as temporary:
         network.save_pretrained(temporary)
+        # safetensors writes for the owner alone; a model is there to be shared like any other file
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         write_json(temporary / STAGE_FACTS, {"format_version": FORMAT_VERSION, "kind": kind, **facts})
 
 
