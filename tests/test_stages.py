@@ -325,6 +325,6 @@ def test_a_stage_of_the_published_sampler_runs_from_the_condition():
 
 
 def test_weights_can_be_read_by_whoever_can_read_the_folder(tmp_path):
-    slices_stage().save_stage(tmp_path / "stage")
+    tiny.slices_stage().save_stage(tmp_path / "stage")
     modes = {path.stat().st_mode for path in (tmp_path / "stage").iterdir()}
     assert len(modes) == 1
