@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from ct2mri import options
-from ct2mri.errors import RequestError, TrainingDivergedError
+from ct2mri.errors import CasesLeftOutError, RequestError, TrainingDivergedError
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ COMMANDS = {
     "demo": Command(options.DemoOptions, "ct2mri.demo:demo"),
     "phantom": Command(options.PhantomOptions, "ct2mri.data.phantom:write_phantoms"),
     "prepare": Command(options.PrepareOptions, "ct2mri.data.prepare:prepare"),
+    "check": Command(options.CheckOptions, "ct2mri.data.check:check"),
     "train vqvae": Command(options.TrainVqvaeOptions, "ct2mri.training.fit:train_vqvae"),
     "train slices": Command(options.TrainSlicesOptions, "ct2mri.training.fit:train_slices"),
     "train latents": Command(options.TrainLatentsOptions, "ct2mri.training.fit:train_latents"),
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"ct2mri: {error.strerror or error}{where}.", file=sys.stderr)
         return 1
-    except TrainingDivergedError as error:
+    except (CasesLeftOutError, TrainingDivergedError) as error:
         print(f"ct2mri: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -14,3 +14,7 @@ class TrainingDivergedError(RuntimeError):
 
     The command line prints the message and exits with 1.
     """
+
+
+class CasesLeftOutError(Exception):
+    """With `--strict`: the work was done, but not for every case. One sentence; exit code 1."""

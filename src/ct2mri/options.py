@@ -11,6 +11,9 @@ from typing import Any, Literal
 Orientation = Literal["axial", "coronal", "sagittal"]
 Split = Literal["train", "validation", "test"]
 Sampler = Literal["ddpm", "ddim", "dpm-solver++", "unipc", "renoise"]
+Layout = Literal[
+    "pairs", "flat", "bids", "synthrad2023", "synthrad2025", "gold-atlas", "dicom", "slices", "published"
+]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
@@ -44,16 +47,37 @@ class PhantomOptions:
 
 
 @dataclass(kw_only=True)
-class PrepareOptions:
-    """Turn raw pairs of volumes into a prepared data set and its plan."""
+class RawDataOptions:
+    """Where pairs of volumes lie and which of them are meant: shared by `prepare` and `check`."""
 
-    raw: Path = argument("folder of raw data, one folder a patient", positional=True)
-    dataset: Path = argument("folder to write the prepared data set into", positional=True)
-    layout: Literal["auto", "pairs", "slices"] = argument(
-        "how the raw folder is laid out: `pairs` patient/ct.*, mr.*, [mask.*]; "
-        "`slices` patient/ct_*.png, mr_*.png",
+    layout: Literal["auto", Layout] = argument(
+        "how the raw folder is laid out (docs/your-data.md draws each); `auto` recognises it by looking",
         "auto",
     )
+    source: str = argument(
+        "modality to translate from, as files or headers call it (ct, cbct, mr, t1, …)", "ct"
+    )
+    target: str = argument("modality to translate to, likewise; ct and cbct are in HU", "mr")
+    source_series: str | None = argument(
+        "of several source images of a patient, take the one whose description or file name contains this",
+        None,
+    )
+    target_series: str | None = argument(
+        "of several target images of a patient, take the one whose description or file name contains this",
+        None,
+    )
+    splits: Path | None = argument("JSON file with patient identifiers under train, validation, test", None)
+    workers: int | None = argument(
+        "cases worked on side by side, each in a process of its own; default: one a core, at most 4", None
+    )
+
+
+@dataclass(kw_only=True)
+class PrepareOptions(RawDataOptions):
+    """Turn raw pairs of volumes into a prepared data set and its plan."""
+
+    raw: Path = argument("folder of raw data, as it was downloaded or exported", positional=True)
+    dataset: Path = argument("folder to write the prepared data set into", positional=True)
     plan: Path | None = argument("a plan.json to follow instead of deciding one", None)
     anatomy: str | None = argument("name of the anatomy, kept in the plan (e.g. head, pelvis)", None)
     spacing: list[float] | None = argument(
@@ -62,11 +86,38 @@ class PrepareOptions:
     windows: list[list[float]] | None = argument(
         "source windows, e.g. [[-1024,3000],[-160,240]]; each becomes a condition channel", None
     )
+    register: Literal["none", "rigid"] = argument(
+        "bring the target onto the source: `rigid` by mutual information, its quality told per case", "none"
+    )
+    bias_correction: bool = argument("correct the shading of MR volumes (N4)", False)
+    remove_table: bool = argument("fill the source with air outside the body: no table, no headrest", True)
+    target_scaling: Literal["percentile", "zscore"] = argument(
+        "scale of a target without units, inside the body: 0 and a percentile, or mean and deviation",
+        "percentile",
+    )
     target_percentile: float = argument("percentile of the target inside the mask that maps to 1", 99.5)
+    target_window: list[float] | None = argument(
+        "HU of a CT target that map to -1 and 1; default: -1024 3000", None
+    )
+    enhance_contrast: bool = argument("enhance the target's local contrast (CLAHE)", False)
     validation_fraction: float = argument("share of the patients for validation", 0.15)
     test_fraction: float = argument("share of the patients held out for the test", 0.15)
-    splits: Path | None = argument("JSON file with patient identifiers under train, validation, test", None)
-    seed: int = argument("seed of the split", 0)
+    seed: int = argument("seed of the split and of the registration", 0)
+    dry_run: bool = argument("only say what would be done", False)
+    strict: bool = argument("exit code 1 if any case was left out", False)
+
+
+@dataclass(kw_only=True)
+class CheckOptions(RawDataOptions):
+    """Tell what is wrong with raw or prepared data, before a week of training."""
+
+    data: Path = argument("folder of raw data, or a prepared data set", positional=True)
+    output: Path | None = argument(
+        "folder for check.json and the page check.html; default: NAME-check beside the data",
+        None,
+        flags=("-o",),
+    )
+    strict: bool = argument("exit code 1 if any case has an error", False)
 
 
 @dataclass(kw_only=True)
@@ -223,6 +274,11 @@ class TranslateOptions:
     uncertainty: Path | None = argument("file for the spread over the samples", None)
     device: str = argument("auto, cpu, cuda or mps", "auto")
     batch_size: int = argument("slices that go through the network together", 16)
+    format: Literal["auto", "nifti", "dicom"] = argument(
+        "what to write: `dicom` a series in the folder -o; `auto` by the suffix of -o, NIfTI into folders",
+        "auto",
+    )
+    anonymize: bool = argument("leave the patient out of DICOM results", False)
     overwrite: bool = argument("write results again that are there already", False)
 
 
