@@ -70,6 +70,46 @@ def test_an_oracle_recovers_the_latents_through_the_latents_stage():
     assert expected.std() > 1e-3
 
 
+def test_residual_decoding_leaves_an_unchanged_draft_as_it_was():
+    stage = tiny.latents_stage(num_inference_steps=1, decoding="residual", condition=["source", "draft"])
+    channels = tiny.LATENT_CHANNELS
+    as_it_was = Oracle(lambda condition: condition[:, channels:], channels, 2 * channels)
+    stage = tiny.latents_stage(
+        as_it_was, stage.vqvae, num_inference_steps=1, decoding="residual", condition=["source", "draft"]
+    )
+    draft = volume(2)
+    refined = stage.sample({"draft": draft, "source": volume(3)}, SeededNoise(0))
+    torch.testing.assert_close(refined, draft, atol=1e-4, rtol=0)
+
+
+def test_residual_decoding_adds_what_refining_changed():
+    plain = tiny.latents_stage(num_inference_steps=3)
+    residual = tiny.latents_stage(plain.network, plain.vqvae, num_inference_steps=3, decoding="residual")
+    condition = {"draft": volume(2) / 4, "source": volume(3)}
+    unrefined = plain.decode_standardised(plain.encode_standardised(condition["draft"]), SHAPE)
+    change = plain.sample(condition, SeededNoise(0)) - unrefined
+    assert change.abs().max() > 1e-3
+    torch.testing.assert_close(
+        residual.sample(condition, SeededNoise(0)), (condition["draft"] + change).clamp(-1, 1)
+    )
+
+
+def test_residual_decoding_needs_a_draft():
+    with pytest.raises(RequestError, match="Residual decoding adds to the draft"):
+        tiny.latents_stage(condition=["source"], decoding="residual")
+
+
+def test_stages_of_before_the_choice_of_decoding_decode_plainly(tmp_path):
+    stage = tiny.latents_stage(decoding="residual")
+    stage.save_stage(tmp_path / "latents")
+    save_vqvae(stage.vqvae, tmp_path / "vqvae")
+    assert LatentsStage.load_stage(tmp_path / "latents").decoding == "residual"
+    facts = json.loads((tmp_path / "latents" / "stage.json").read_text())
+    del facts["decoding"]
+    (tmp_path / "latents" / "stage.json").write_text(json.dumps(facts))
+    assert LatentsStage.load_stage(tmp_path / "latents").decoding == "plain"
+
+
 def test_latents_are_standardised_and_back():
     stage = tiny.latents_stage()
     target = volume()

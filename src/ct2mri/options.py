@@ -14,6 +14,7 @@ Sampler = Literal["ddpm", "ddim", "dpm-solver++", "unipc", "renoise"]
 Layout = Literal[
     "pairs", "flat", "bids", "synthrad2023", "synthrad2025", "gold-atlas", "dicom", "slices", "published"
 ]
+Decoding = Literal["plain", "residual"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
@@ -227,6 +228,11 @@ class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
         "voxels of a training crop along i, j, k; none: whole volumes", None
     )
     condition: list[Literal["draft", "source"]] = argument("what is encoded as condition", ["draft"])
+    decoding: Decoding | None = argument(
+        "`residual` adds to the draft what refining changed of it, `plain` decodes the refined latents; "
+        "default: residual where there is a draft",
+        None,
+    )
 
 
 @dataclass(kw_only=True)

@@ -52,31 +52,25 @@ class VqvaeModule(StageModule):
 
 
 class VqvaeValidation:
-    """Reconstructs the middle of unseen patients' targets, always the same.
+    """Reconstructs unseen patients' targets, whole, as in use: the middle of a head is its easiest part.
 
     The best weights are those with the lowest mean absolute error (`l1`) in the body.
 
     Args:
         cases: validation cases.
-        crop_size: largest part to reconstruct, voxels along i, j, k.
         target_name: of the target in the pictures.
     """
 
-    def __init__(self, cases: Sequence[PreparedCase], crop_size: Sequence[int], target_name: str) -> None:
+    def __init__(self, cases: Sequence[PreparedCase], target_name: str) -> None:
         self.target_name = target_name
-        self.crops = []
-        for case in cases:
-            starts = [max(0, (n - c) // 2) for n, c in zip(case.spatial_shape, crop_size, strict=True)]
-            crop = tuple(slice(s, s + c) for s, c in zip(starts, crop_size, strict=True))
-            inside = np.array(case.mask[crop] & case.valid[crop])
-            if inside.any():
-                self.crops.append((np.array(case.target[crop]).clip(-1, 1), inside))
+        self.cases = [case for case in cases if bool((case.mask & case.valid).any())]
 
     def __call__(self, module: VqvaeModule) -> Validation:
         """Reconstruct, compare, and show."""
         errors, squares, codes = list[float](), list[float](), list[Tensor]()
         rows: list[list[NDArray[np.float32]]] = []
-        for target, inside in self.crops:
+        for case in self.cases:
+            target, inside = np.array(case.target).clip(-1, 1), np.array(case.mask & case.valid)
             image = torch.from_numpy(target)[None, None].to(module.device)
             reconstruction, _, used = module.model(image)
             codes.append(used.flatten())
@@ -130,10 +124,8 @@ def train_vqvae(options: TrainVqvaeOptions) -> None:
     if not training:
         raise RequestError(f"{options.data} has no training case; prepare it with smaller other fractions.")
     items = VolumeDataset(training, crop_size=options.crop_size, flips=options.flips, seed=options.seed)
-    validation = VqvaeValidation(
-        validating[: options.validation_cases], options.crop_size, dataset.plan.target_modality.upper()
-    )
-    if not validation.crops:
+    validation = VqvaeValidation(validating[: options.validation_cases], dataset.plan.target_modality.upper())
+    if not validation.cases:
         raise RequestError(
             f"{options.data} has no validation case; prepare it with a larger --validation_fraction."
         )

@@ -1,0 +1,268 @@
+"""The 3D stage: a volume refined in the latent space of a VQ-VAE."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+from torch import Tensor
+
+from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
+from ct2mri.errors import RequestError
+from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.options import Decoding, Sampler
+from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network, weights_hash
+from ct2mri.stages.common import (
+    Condition,
+    ConditionPart,
+    OnStep,
+    check_names,
+    check_sampling,
+    prepare_network,
+)
+
+
+class LatentsStage:
+    """The 3D model: refines a volume in the latent space of a VQ-VAE.
+
+    Latents are the encoder's output before quantisation, standardised per channel; they are quantised only
+    before decoding.
+
+    Args:
+        network: 3D, its sample channels the latent channels, its condition channels as many per part.
+        vqvae: whose latent space it works in.
+        noise: the process it was trained for.
+        sampler: used unless another is asked for.
+        num_inference_steps: used unless others are asked for.
+        latents_mean: per latent channel.
+        latents_std: per latent channel.
+        condition: the volumes that are encoded as condition: `draft`, `source` (its first window) or both.
+        draft: facts on the drafts it was trained on, as the data set's `draft.json` tells them; may be empty.
+        decoding: `plain` decodes the refined latents; `residual` adds to the draft what refining changed of
+            it, decoded: so the VQ-VAE costs the result none of the detail that the draft has.
+
+    Raises:
+        RequestError: a setting is not allowed, or the networks do not fit together.
+    """
+
+    kind: Kind = "latents"
+
+    def __init__(
+        self,
+        network: ScalableUNet,
+        vqvae: VQVAE,
+        noise: NoiseSettings,
+        *,
+        sampler: Sampler,
+        num_inference_steps: int,
+        latents_mean: Sequence[float],
+        latents_std: Sequence[float],
+        condition: Sequence[ConditionPart],
+        draft: dict[str, Any],
+        decoding: Decoding = "plain",
+    ) -> None:
+        check_names("condition of a latents stage", condition, get_args(ConditionPart))
+        channels = vqvae.embedding_dim
+        if len(latents_mean) != channels or len(latents_std) != channels or min(latents_std) <= 0:
+            raise RequestError(
+                f"latents_mean and latents_std need {channels} numbers each, one a latent channel, and "
+                f"deviations are positive; got {list(latents_mean)} and {list(latents_std)}."
+            )
+        expected = (channels, channels * len(condition))
+        if (network.sample_channels, network.condition_channels) != expected:
+            raise RequestError(
+                f"The latents network takes {network.sample_channels} sample and "
+                f"{network.condition_channels} condition channels, but this VQ-VAE with the "
+                f"condition {' + '.join(condition)} gives {expected[0]} and {expected[1]}; "
+                "take the one that it was trained with."
+            )
+        check_sampling(sampler, num_inference_steps, noise)
+        check_names("decoding of a latents stage", [decoding], get_args(Decoding))
+        if decoding == "residual" and "draft" not in condition:
+            raise RequestError(
+                "Residual decoding adds to the draft, and the latents stage is not conditioned on one; "
+                "give it the draft as condition, or decode plainly."
+            )
+        self.network = network
+        self.vqvae = vqvae
+        self.noise = noise
+        self.sampler = sampler
+        self.num_inference_steps = num_inference_steps
+        self.latents_mean = [float(n) for n in latents_mean]
+        self.latents_std = [float(n) for n in latents_std]
+        self.condition = list(condition)
+        self.draft = dict(draft)
+        self.decoding = decoding
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move both networks."""
+        self.network.to(device)
+        self.vqvae.to(device)
+        return self
+
+    @torch.inference_mode()
+    def encode_standardised(self, volume: Tensor) -> Tensor:
+        """Standardised latents of a volume.
+
+        Args:
+            volume: (1, i, j, k) in [−1, 1].
+
+        Returns:
+            (latent channels, ⌈i/4⌉, ⌈j/4⌉, ⌈k/4⌉), on the networks' device.
+        """
+        latents = self.vqvae.encode(volume[None].to(prepare_network(self.vqvae)))[0]
+        return (latents - _per_channel(self.latents_mean, latents)) / _per_channel(self.latents_std, latents)
+
+    @torch.inference_mode()
+    def decode_standardised(self, latents: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+        """The volume (1, *spatial_shape) in [−1, 1] of standardised latents, which are quantised first."""
+        prepare_network(self.vqvae)
+        latents = latents * _per_channel(self.latents_std, latents) + _per_channel(self.latents_mean, latents)
+        return self.vqvae.decode(self.vqvae.quantize(latents[None]), spatial_shape)[0]
+
+    @torch.inference_mode()
+    def finish(self, latents: Tensor, encoded: Tensor, condition: Condition) -> Tensor:
+        """The volume that refined latents stand for.
+
+        Plainly D(z), or residual: draft + D(z) − D(E(draft)), where D quantises and decodes and E encodes.
+
+        Args:
+            latents: z, standardised, (latent channels, *latent).
+            encoded: the condition's parts, encoded, one after the other: (parts · latent channels, *latent).
+            condition: the volumes that were encoded; the shape is the source's.
+
+        Returns:
+            (1, i, j, k) in [−1, 1] on the CPU.
+        """
+        spatial_shape = condition["source"].shape[1:]
+        decoded = self.decode_standardised(latents, spatial_shape)
+        if self.decoding == "residual":
+            channels = self.vqvae.embedding_dim
+            first = channels * self.condition.index("draft")
+            unrefined = self.decode_standardised(encoded[first : first + channels], spatial_shape)
+            decoded = condition["draft"].to(decoded) + decoded - unrefined
+        return decoded.clamp(-1, 1).cpu()
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        condition: Condition,
+        noise: SeededNoise,
+        on_step: OnStep | None = None,
+        *,
+        sampler: Sampler | None = None,
+        num_inference_steps: int | None = None,
+    ) -> Tensor:
+        """Refine a volume.
+
+        Args:
+            condition: the volumes that the stage is conditioned on, among others.
+            noise: of the latents.
+            on_step: told of progress.
+            sampler: instead of the stage's own.
+            num_inference_steps: instead of the stage's own.
+
+        Returns:
+            (1, i, j, k) in [−1, 1] on the CPU.
+
+        Raises:
+            RequestError: the stage needs a draft and there is none.
+        """
+        if missing := [part for part in self.condition if part not in condition]:
+            raise RequestError(
+                f"The latents stage is conditioned on a {missing[0]}, and there is none; "
+                "put the stage that draws it before this one."
+            )
+        sampler = sampler or self.sampler
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        check_sampling(sampler, steps, self.noise)
+        device = prepare_network(self.network)
+        # (latent channels · parts, i/4, j/4, k/4); of the source's windows the first.
+        encoded = torch.cat([self.encode_standardised(condition[part][:1]) for part in self.condition])
+        shape = (1, self.vqvae.embedding_dim, *encoded.shape[1:])
+        latents = sample(
+            self.network,
+            encoded[None],
+            noise(shape, stage=self.kind).to(device),
+            self.noise,
+            sampler=sampler,
+            num_inference_steps=steps,
+            step_noise=lambda step: noise(shape, stage="latents", step=step),
+            on_step=None if on_step is None else lambda step, of: on_step(self.kind, step, of),
+        )
+        return self.finish(latents[0], encoded, condition)
+
+    def save_stage(self, folder: str | Path) -> None:
+        """Write the stage into a folder of its own; the VQ-VAE goes beside it, with `save_vqvae`."""
+        facts = {
+            "noise": self.noise.to_dict(),
+            "sampler": self.sampler,
+            "num_inference_steps": self.num_inference_steps,
+            "latents_mean": self.latents_mean,
+            "latents_std": self.latents_std,
+            "condition": self.condition,
+            "draft": self.draft,
+            "decoding": self.decoding,
+            "vqvae": weights_hash(self.vqvae),
+        }
+        save_network(self.network, self.kind, facts, folder)
+
+    @classmethod
+    def load_stage(
+        cls, folder: str | Path, device: torch.device | str = "cpu", *, vqvae: str | Path | None = None
+    ) -> Self:
+        """Read what `save_stage` wrote.
+
+        Args:
+            folder: the stage.
+            device: to load to.
+            vqvae: the VQ-VAE's folder; by default `vqvae` beside the stage's folder.
+
+        Raises:
+            RequestError: a part is missing or damaged, the folder holds another stage, or the VQ-VAE is not
+                the one that the stage was trained with.
+        """
+        folder = Path(folder)
+        facts = read_stage(folder, cls.kind)
+        vqvae_folder = folder.parent / "vqvae" if vqvae is None else Path(vqvae)
+        autoencoder = load_vqvae(vqvae_folder, device)
+        network = load_network(ScalableUNet, folder, device)
+        with facts_of(folder):
+            if facts["vqvae"] != weights_hash(autoencoder):
+                raise RequestError(
+                    f"The VQ-VAE in {vqvae_folder} is not the one that {folder} was trained with; "
+                    "put that one there, or export the pipeline again."
+                )
+            return cls(
+                network,
+                autoencoder,
+                NoiseSettings.from_dict(facts["noise"]),
+                sampler=facts["sampler"],
+                num_inference_steps=facts["num_inference_steps"],
+                latents_mean=facts["latents_mean"],
+                latents_std=facts["latents_std"],
+                condition=facts["condition"],
+                draft=facts["draft"],
+                # Stages written before there was a choice decode plainly.
+                decoding=facts.get("decoding", "plain"),
+            )
+
+
+def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
+    """Write a VQ-VAE into a folder of its own."""
+    save_network(vqvae, "vqvae", {}, folder)
+
+
+def load_vqvae(folder: str | Path, device: torch.device | str = "cpu") -> VQVAE:
+    """Read what `save_vqvae` wrote.
+
+    Raises:
+        RequestError: a part is missing or damaged, or the folder holds another stage.
+    """
+    folder = Path(folder)
+    read_stage(folder, "vqvae")
+    return load_network(VQVAE, folder, device)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1, 1)

@@ -1,0 +1,211 @@
+"""The 2D stage: a volume drawn slice by slice."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ct2mri.data.cases import SLICE_AXIS, Orientation
+from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
+from ct2mri.errors import RequestError
+from ct2mri.models import ScalableUNet
+from ct2mri.options import Sampler
+from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network
+from ct2mri.stages.common import (
+    AIR,
+    Condition,
+    OnStep,
+    check_batch_size,
+    check_names,
+    check_sampling,
+    prepare_network,
+)
+
+
+class SlicesStage:
+    """The 2D model: draws a volume slice by slice from the source's slices, many slices at a time.
+
+    Args:
+        network: 2D, one sample channel, one condition channel a source window.
+        noise: the process it was trained for.
+        sampler: used unless another is asked for.
+        num_inference_steps: used unless others are asked for.
+        orientations: of the slices; the volumes drawn in several are averaged.
+        batch_size: slices that go through the network together.
+
+    Raises:
+        RequestError: a setting is not allowed.
+    """
+
+    kind: Kind = "slices"
+
+    def __init__(
+        self,
+        network: ScalableUNet,
+        noise: NoiseSettings,
+        *,
+        sampler: Sampler,
+        num_inference_steps: int,
+        orientations: Sequence[Orientation] = ("axial",),
+        batch_size: int = 16,
+    ) -> None:
+        check_names("orientations of a slices stage", orientations, SLICE_AXIS)
+        check_batch_size(batch_size)
+        check_sampling(sampler, num_inference_steps, noise)
+        self.network = network
+        self.noise = noise
+        self.sampler = sampler
+        self.num_inference_steps = num_inference_steps
+        self.orientations = tuple(orientations)
+        self.batch_size = batch_size
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network."""
+        self.network.to(device)
+        return self
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        condition: Condition,
+        noise: SeededNoise,
+        on_step: OnStep | None = None,
+        *,
+        sampler: Sampler | None = None,
+        num_inference_steps: int | None = None,
+    ) -> Tensor:
+        """Draw a volume.
+
+        Args:
+            condition: of its volumes, the source.
+            noise: one volume of it is drawn and sliced, so that a result does not depend on the batches.
+            on_step: told of progress.
+            sampler: instead of the stage's own.
+            num_inference_steps: instead of the stage's own.
+
+        Returns:
+            (1, i, j, k) in [−1, 1] on the CPU; −1 in slices whose condition is empty.
+        """
+        sampler = sampler or self.sampler
+        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
+        check_sampling(sampler, steps, self.noise)
+        source = condition["source"]
+        if len(source) != self.network.condition_channels:
+            raise RequestError(
+                f"The slices stage takes {self.network.condition_channels} source windows, "
+                f"got {len(source)}; use the plan that it was trained with."
+            )
+        shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
+        start = noise((1, *shape), stage=self.kind)
+        orientations = self._orientations_for(shape)
+
+        batches: list[tuple[Orientation, Tensor]] = []
+        for orientation in orientations:
+            # A slice that holds only the lowest value of every window shows nothing to draw from.
+            shown = _slices_first(source, orientation).flatten(1).amax(dim=1) > AIR
+            batches += [
+                (orientation, indices) for indices in torch.split(shown.nonzero().flatten(), self.batch_size)
+            ]
+        batches = [(orientation, indices) for orientation, indices in batches if len(indices)]
+
+        drawn = {orientation: torch.full((1, *shape), AIR) for orientation in orientations}
+        for number, (orientation, indices) in enumerate(batches):
+            _slices_first(drawn[orientation], orientation)[indices] = self._draw(
+                _slices_first(source, orientation)[indices],
+                _slices_first(start, orientation)[indices],
+                [f"slices/{orientation}/{index}" for index in indices.tolist()],
+                noise,
+                sampler,
+                steps,
+                (number, len(batches), on_step),
+            )
+        return (sum(drawn.values(), torch.zeros(1, *shape)) / len(drawn)).clamp(-1, 1)
+
+    def _draw(
+        self,
+        source: Tensor,
+        start: Tensor,
+        names: list[str],
+        noise: SeededNoise,
+        sampler: Sampler,
+        steps: int,
+        progress: tuple[int, int, OnStep | None],
+    ) -> Tensor:
+        """Draw one batch of slices.
+
+        Args:
+            source: (n, C, H, W).
+            start: (n, 1, H, W), noise.
+            names: one a slice, to draw fresh noise by: a whole volume of it at every step would have to be
+                kept from batch to batch.
+            noise: fresh noise.
+            sampler: how to step.
+            steps: how often.
+            progress: this batch's number, how many there are, and who is told.
+
+        Returns:
+            (n, 1, H, W) on the CPU.
+        """
+        device = prepare_network(self.network)
+        number, batches, on_step = progress
+        shape = tuple(start.shape[1:])
+        return sample(
+            self.network,
+            source.to(device),
+            start.to(device),
+            self.noise,
+            sampler=sampler,
+            num_inference_steps=steps,
+            step_noise=lambda step: torch.stack([noise(shape, stage=name, step=step) for name in names]),
+            on_step=None
+            if on_step is None
+            else lambda step, of: on_step(self.kind, number * of + step, batches * of),
+        ).cpu()
+
+    def _orientations_for(self, shape: tuple[int, int, int]) -> list[Orientation]:
+        """The stage's orientations whose slices are more than a line in a volume of this shape.
+
+        A volume that is one slice itself is drawn as that slice, whatever the stage's orientations.
+        """
+
+        def is_plane(orientation: Orientation) -> bool:
+            return min(n for axis, n in enumerate(shape) if axis != SLICE_AXIS[orientation]) > 1
+
+        own = [orientation for orientation in self.orientations if is_plane(orientation)]
+        return own or [name for name in SLICE_AXIS if is_plane(name)] or list(self.orientations)
+
+    def save_stage(self, folder: str | Path) -> None:
+        """Write the stage into a folder of its own."""
+        facts = {
+            "noise": self.noise.to_dict(),
+            "sampler": self.sampler,
+            "num_inference_steps": self.num_inference_steps,
+            "orientations": list(self.orientations),
+        }
+        save_network(self.network, self.kind, facts, folder)
+
+    @classmethod
+    def load_stage(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Read what `save_stage` wrote.
+
+        Raises:
+            RequestError: a part is missing or damaged, or the folder holds another stage.
+        """
+        folder = Path(folder)
+        facts = read_stage(folder, cls.kind)
+        network = load_network(ScalableUNet, folder, device)
+        with facts_of(folder):
+            return cls(
+                network,
+                NoiseSettings.from_dict(facts["noise"]),
+                sampler=facts["sampler"],
+                num_inference_steps=facts["num_inference_steps"],
+                orientations=tuple(facts["orientations"]),
+            )
+
+
+def _slices_first(volume: Tensor, orientation: Orientation) -> Tensor:
+    """A view (n, C, H, W) of a volume (C, i, j, k): its slices along the axis that they leave out."""
+    return volume.movedim(SLICE_AXIS[orientation] + 1, 0)
