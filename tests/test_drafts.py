@@ -51,7 +51,7 @@ def add_case(root, case_id, patient_id, shape):
         target=generator.uniform(-1, 1, shape).astype(np.float32),
         mask=np.ones(shape, dtype=bool),
         valid=np.ones(shape, dtype=bool),
-        target_reference=1.0,
+        target_range=(0.0, 1.0),
         inputs={},
         notes=[],
     )

@@ -230,7 +230,7 @@ def dataset(tmp_path):
             target=prepared.array[0],
             mask=prepared.mask,
             valid=np.ones_like(prepared.mask),
-            target_reference=250.0,
+            target_range=(0.0, 250.0),
             inputs={},
             notes=[],
         )

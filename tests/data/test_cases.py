@@ -21,7 +21,7 @@ def write_dataset(root, shape=(4, 5, 6)):
             target=generator.uniform(-1, 2, shape).astype(np.float32),
             mask=generator.random(shape) < 0.7,
             valid=generator.random(shape) < 0.9,
-            target_reference=123.5,
+            target_range=(0.0, 123.5),
             inputs={"plan": "x"},
             notes=["said so"],
         )
@@ -45,7 +45,7 @@ def test_cases_come_back_mapped_from_disk(tmp_path):
     assert dataset.case_ids("train") == ["a_1"]
     assert dataset.case_ids("test") == []
     case = dataset.case("b_1")
-    assert (case.patient_id, case.target_reference, case.spacing) == ("b", 123.5, (2.0, 2.0, 3.0))
+    assert (case.patient_id, case.target_range, case.spacing) == ("b", (0.0, 123.5), (2.0, 2.0, 3.0))
     assert isinstance(case.source, np.memmap)
     assert case.source.shape == (2, 4, 5, 6) and case.target.shape == (4, 5, 6)
     assert case.mask.dtype == case.valid.dtype == np.bool_
@@ -85,7 +85,7 @@ def test_a_killed_write_leaves_no_case(tmp_path):
             target=None,  # fails half way
             mask=np.ones((1, 1, 1), bool),
             valid=np.ones((1, 1, 1), bool),
-            target_reference=1.0,
+            target_range=(0.0, 1.0),
             inputs={},
             notes=[],
         )

@@ -26,7 +26,7 @@ def make_case(folder: Path, shape: tuple[int, int, int] = SHAPE, **arrays: np.nd
         folder,
         patient_id=folder.name,
         grid=Grid(shape, np.eye(4)),
-        target_reference=1.0,
+        target_range=(0.0, 1.0),
         inputs={},
         notes=[],
         **content,

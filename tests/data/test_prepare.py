@@ -62,7 +62,7 @@ def test_pairs_become_a_data_set(tmp_path, capsys):
         2,
     )
     assert plan.fingerprint.cases == 2 and plan.fingerprint.spacing_mm == [[4, 4], [4, 4], [5, 5]]
-    references = [dataset.case(case_id).target_reference for case_id in dataset.case_ids("train")]
+    references = [dataset.case(case_id).target_range[1] for case_id in dataset.case_ids("train")]
     assert plan.target_scale == np.median(references)
     for case_id in dataset.case_ids():
         case = dataset.case(case_id)
@@ -113,7 +113,7 @@ def test_a_scanner_gain_of_ten_changes_no_bit(tmp_path):
         a, b = one.case(case_id), ten.case(case_id)
         np.testing.assert_array_equal(a.target, b.target)
         np.testing.assert_array_equal(a.valid, b.valid)
-        assert b.target_reference == pytest.approx(10 * a.target_reference, rel=1e-6)
+        assert b.target_range[1] == pytest.approx(10 * a.target_range[1], rel=1e-6)
     assert ten.plan.target_scale == pytest.approx(10 * one.plan.target_scale, rel=1e-6)
 
 

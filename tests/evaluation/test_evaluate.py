@@ -175,7 +175,7 @@ def make_dataset(root, target_scale=500.0):
             target=target,
             mask=mask,
             valid=valid,
-            target_reference=123.0,
+            target_range=(0.0, 123.0),
             inputs={},
             notes=[],
         )

@@ -46,7 +46,7 @@ def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
             target=target,
             mask=mask,
             valid=valid,
-            target_reference=100.0,
+            target_range=(0.0, 100.0),
             inputs={},
             notes=[],
         )

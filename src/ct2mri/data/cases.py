@@ -2,12 +2,14 @@
 
     DATASET/plan.json        how the data were prepared, and who is trained on
     DATASET/prepare.json     what became of each raw case
-    DATASET/cases/CASE_ID/   case.json, source.npy, target.npy, mask.npy, valid.npy, later draft.npy
+    DATASET/cases/CASE_ID/   case.json, source.npy, target.npy, mask.npy, valid.npy, registration.png where
+                             the pair was registered, later draft.npy
 
 Needs numpy alone, so that training runs where no image library is installed.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +29,7 @@ Orientation = Literal["axial", "coronal", "sagittal"]
 # axial a[:, :, k] → (I, J); coronal a[:, j, :] → (I, K); sagittal a[i, :, :] → (J, K).
 SLICE_AXIS: dict[Orientation, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
-CASE_FORMAT_VERSION = 1
+CASE_FORMAT_VERSION = 2
 
 # Lies in a data set's folder while `prepare` works on it: the request, and the plan it is working by.
 UNFINISHED = ".unfinished-plan.json"
@@ -43,7 +45,11 @@ class PreparedCase:
         patient_id: whose it is.
         affine: 4×4, voxel index → RAS+ world coordinates in mm.
         spatial_shape: voxels along i, j, k.
-        target_reference: the target's own value that was mapped to 1 (0 was mapped to −1).
+        target_range: the target's own values that were mapped to −1 and to 1.
+        centre: where it was scanned, as the raw data's layout tells; None where it does not.
+        facts: what files and headers told: "source" and "target" → "kvp", "kernel", "contrast_agent", "cbct",
+            "mr_contrast", …, and what the layout knows.
+        registration: how well the target was brought onto the source; None where that was not asked for.
         inputs: what it was made of, to tell whether it is up to date.
         notes: what was done or noticed, a sentence each.
     """
@@ -53,7 +59,10 @@ class PreparedCase:
     patient_id: str
     affine: NDArray[np.float64]
     spatial_shape: tuple[int, int, int]
-    target_reference: float
+    target_range: tuple[float, float]
+    centre: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    registration: dict[str, Any] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -73,13 +82,17 @@ class PreparedCase:
                     f"{CASE_FORMAT_VERSION}; prepare the data again."
                 )
             i, j, k = content["spatial_shape"]
+            low, high = content["target_range"]
             return cls(
                 folder=folder,
                 case_id=content["case_id"],
                 patient_id=content["patient_id"],
                 affine=np.array(content["affine"], dtype=np.float64),
                 spatial_shape=(i, j, k),
-                target_reference=content["target_reference"],
+                target_range=(low, high),
+                centre=content["centre"],
+                facts=content["facts"],
+                registration=content["registration"],
                 inputs=content["inputs"],
                 notes=content["notes"],
             )
@@ -107,7 +120,7 @@ class PreparedCase:
 
     @property
     def target(self) -> NDArray[np.float32]:
-        """Target, float32 (i, j, k), 0 → −1 and `target_reference` → 1, not clipped."""
+        """Target, float32 (i, j, k), the ends of `target_range` → −1 and 1, not clipped."""
         return self._array("target")
 
     @property
@@ -164,9 +177,13 @@ def write_case(
     target: NDArray[np.float32],
     mask: NDArray[np.bool_],
     valid: NDArray[np.bool_],
-    target_reference: float,
+    target_range: tuple[float, float],
     inputs: dict[str, Any],
     notes: list[str],
+    centre: str | None = None,
+    facts: dict[str, Any] | None = None,
+    registration: dict[str, Any] | None = None,
+    write_also: Callable[[Path], object] | None = None,
 ) -> PreparedCase:
     """Write a case folder, whole or not at all; its name is the case's identifier.
 
@@ -178,15 +195,21 @@ def write_case(
         target: (i, j, k), scaled, not clipped.
         mask: (i, j, k), the body.
         valid: (i, j, k), where the target was seen.
-        target_reference: the target's own value that was mapped to 1.
-        inputs: what it was made of.
+        target_range: the target's own values that were mapped to −1 and to 1.
+        inputs: what it was made of, as JSON holds it.
         notes: what was done or noticed, a sentence each.
+        centre: where it was scanned.
+        facts: what files and headers told, as JSON holds it.
+        registration: how well the target was brought onto the source, as JSON holds it.
+        write_also: writes what else belongs into the folder that it is given.
     """
     with atomic_folder(folder) as temporary:
         np.save(temporary / "source.npy", source.astype(np.float32, copy=False))
         np.save(temporary / "target.npy", target.astype(np.float32, copy=False))
         np.save(temporary / "mask.npy", mask.astype(np.bool_, copy=False))
         np.save(temporary / "valid.npy", valid.astype(np.bool_, copy=False))
+        if write_also is not None:
+            write_also(temporary)
         write_json(
             temporary / "case.json",
             {
@@ -196,7 +219,10 @@ def write_case(
                 "spatial_shape": list(grid.shape),
                 "spacing": list(grid.spacing),
                 "affine": grid.affine.tolist(),
-                "target_reference": target_reference,
+                "target_range": list(target_range),
+                "centre": centre,
+                "facts": facts or {},
+                "registration": registration,
                 "inputs": inputs,
                 "notes": notes,
             },

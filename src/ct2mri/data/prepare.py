@@ -101,7 +101,7 @@ def _prepare_case(case: RawCase, plan: Plan, folder: Path, inputs: dict[str, Any
         target=result.array,
         mask=prepared.mask,
         valid=result.valid,
-        target_reference=result.reference,
+        target_range=(0.0, result.reference),
         inputs=inputs,
         notes=notes,
     )
@@ -137,7 +137,7 @@ def _plan_hash(plan: Plan) -> str:
 
 def _target_scale(plan: Plan, cases: Iterable[PreparedCase]) -> float:
     """The median reference over the training cases."""
-    references = [case.target_reference for case in cases if case.patient_id in plan.split.train]
+    references = [case.target_range[1] for case in cases if case.patient_id in plan.split.train]
     if not references:
         raise RequestError("No case of a training patient could be prepared; look at the reasons above.")
     return float(np.median(references))

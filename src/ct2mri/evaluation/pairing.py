@@ -148,7 +148,7 @@ def pairs_of_dataset(
                 case.mask & case.valid,
                 "prediction divided by the plan's target_scale, target by its own "
                 f"{dataset.plan.target_percentile:g}th percentile inside the body; nothing fitted",
-                {"target_scale": scale, "target_reference": case.target_reference},
+                {"target_scale": scale, "target_reference": case.target_range[1]},
                 "the body, where the target was seen",
             )
 
