@@ -15,7 +15,7 @@ from ct2mri.data.plan import Plan, prepare_source, restore_to_input
 from ct2mri.data.prepare import prepare
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import PrepareOptions
+from ct2mri.options import PrepareOptions, RawDataOptions
 
 SHAPE = (26, 30, 22)
 
@@ -413,7 +413,7 @@ def test_dicom_folders_named_ct_and_mr_are_a_pair(tmp_path):
     for kind, name in (("ct", "CT_small.dcm"), ("mr", "MR_small.dcm")):
         (tmp_path / "p0" / kind).mkdir(parents=True)
         shutil.copy(pydicom.data.get_testdata_file(name), tmp_path / "p0" / kind)
-    (case,) = find_cases(tmp_path, "auto").cases
+    (case,) = find_cases(tmp_path, RawDataOptions()).cases
     source, target, mask = case.load()
     assert (source.metadata["modality"], target.metadata["modality"], mask) == ("CT", "MR", None)
     assert case.inputs()["source"]["files"] == 1

@@ -120,7 +120,7 @@ def decide_plan(
     Raises:
         RequestError: the request is not allowed or contradicts itself, or no case can be used.
     """
-    in_hu = raw.layout == "pairs"
+    in_hu = not raw.pictures
     if options.plan is None:
         settings = _default_settings(options, in_hu)
     else:
@@ -180,10 +180,10 @@ def _refuse_contradictions(options: PrepareOptions, raw: RawData, given: Plan) -
         raise RequestError(
             "--plan says spacing and windows already; leave out --spacing and --windows, or edit it."
         )
-    if (given.source_units == "HU") != (raw.layout == "pairs"):
+    if (given.source_units == "HU") != (not raw.pictures):
         raise RequestError(
             f"{options.plan} is for sources in {given.source_units}, {options.raw} holds "
-            f"{'volumes in HU' if raw.layout == 'pairs' else 'grey pictures'}; take a plan for such data."
+            f"{'volumes in HU' if not raw.pictures else 'grey pictures'}; take a plan for such data."
         )
 
 

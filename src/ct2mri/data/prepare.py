@@ -31,7 +31,7 @@ def prepare(options: PrepareOptions) -> None:
     Raises:
         RequestError: the request contradicts itself or the data set's plan, or no case can be used.
     """
-    raw = find_cases(options.raw, options.layout)
+    raw = find_cases(options.raw, options)
     left_out = dict(raw.left_out)
     splits = read_splits(options, raw)
     decisions = decisions_of(options, splits)

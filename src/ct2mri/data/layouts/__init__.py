@@ -1,0 +1,123 @@
+"""How raw data sets are laid out on disk: one small adapter a layout, all yielding the same list of pairs."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from ct2mri.data.layouts.cases import Adapter, Picture, RawCase, RawData, RawImage, VolumeFile, load_picture
+from ct2mri.data.layouts.flat import Flat
+from ct2mri.data.layouts.pairs import Pairs, stems_seen
+from ct2mri.data.layouts.slices import Slices
+from ct2mri.errors import RequestError
+from ct2mri.options import RawDataOptions
+
+__all__ = ["Picture", "RawCase", "RawData", "RawImage", "VolumeFile", "find_cases", "load_picture"]
+
+# From the most particular to the most general: the first rank that recognises a folder counts.
+_RANKS: Sequence[Sequence[Adapter]] = (
+    (),
+    (Slices(), Pairs(), Flat()),
+    (),
+)
+
+
+def find_cases(raw: Path, options: RawDataOptions) -> RawData:
+    """Find the pairs of a raw folder, laid out as `options.layout` says; `auto` tells by looking.
+
+    Two cases under one name are both left out, as are cases that the layout finds fault with.
+
+    Raises:
+        RequestError: there is no such folder, no pair in it, several layouts fit, or the target's MR
+            contrast differs between cases.
+    """
+    if not raw.is_dir():
+        raise RequestError(f"There is no folder {raw}; give a folder of raw data.")
+    if (raw / "plan.json").is_file() and (raw / "cases").is_dir():
+        raise RequestError(f"{raw} is a prepared data set already; give the folder of raw pairs.")
+    found = _adapter(raw, options).find(raw, options)
+    _leave_out_doubles(found)
+    found.cases.sort(key=lambda case: case.case_id)
+    if not found.cases:
+        _refuse_empty(raw, found)
+    _look_at_contrasts(found, options)
+    _look_for_cbct(found, options)
+    return found
+
+
+def _adapter(raw: Path, options: RawDataOptions) -> Adapter:
+    """The adapter asked for, or the one that recognises the folder."""
+    if options.layout != "auto":
+        return next(adapter for rank in _RANKS for adapter in rank if adapter.name == options.layout)
+    for rank in _RANKS:
+        fitting = [adapter for adapter in rank if adapter.recognises(raw, options)]
+        if len(fitting) > 1:
+            names = " or ".join(f"--layout {adapter.name}" for adapter in fitting)
+            raise RequestError(f"{raw} looks like several layouts; say which to take with {names}.")
+        if fitting:
+            return fitting[0]
+    folders = sum(path.is_dir() for path in raw.iterdir())
+    seen = ", ".join(stems_seen(raw))
+    raise RequestError(
+        f"No pair was found in {raw} ({folders} subfolders{seen and f', images named {seen}'}): no layout "
+        f"with {options.source} and {options.target} is recognised; name the modalities with --source and "
+        "--target, or the layout with --layout."
+    )
+
+
+def _leave_out_doubles(found: RawData) -> None:
+    """Leave out all cases that share a name with another, also where names differ in upper case alone."""
+    named = defaultdict(list)
+    for case in found.cases:
+        named[case.case_id.lower()].append(case)
+    for doubles in named.values():
+        if len(doubles) == 1:
+            continue
+        places = sorted({str(_folder_of(case)) for case in doubles})
+        for number, case in enumerate(doubles):
+            name = case.case_id if case.case_id not in found.left_out else f"{case.case_id} ({number + 1})"
+            found.left_out[name] = (
+                f"{len(doubles)} patients go by the identifier {case.case_id} (in {' and '.join(places)}); "
+                "give each a name of its own, or remove the copy"
+            )
+            found.cases.remove(case)
+
+
+def _folder_of(case: RawCase) -> Path:
+    return case.source.files()[0].parent
+
+
+def _refuse_empty(raw: Path, found: RawData) -> None:
+    reasons = [f"{name}: {reason}" for name, reason in list(found.left_out.items())[:3]]
+    told = f" ({'; '.join(reasons)})" if reasons else ""
+    adapter = next(adapter for rank in _RANKS for adapter in rank if adapter.name == found.layout)
+    raise RequestError(
+        f"No pair was found in {raw} as layout {found.layout}{told}; each patient needs {adapter.needs}."
+    )
+
+
+def _look_at_contrasts(found: RawData, options: RawDataOptions) -> None:
+    """Refuse targets of several MR contrasts; say it of sources, whose contrast is seen by the network."""
+    for role in ("source", "target"):
+        contrasts = Counter(case.facts.get(f"{role}_contrast", "not told") for case in found.cases)
+        if len(contrasts) < 2:
+            continue
+        told = ", ".join(f"{contrast} in {n} cases" for contrast, n in contrasts.most_common())
+        sentence = f"The {role} images are of several MR contrasts ({told})"
+        if role == "target":
+            raise RequestError(
+                f"{sentence}, of which a model would learn a mixture; take one with --target "
+                f"{options.target if options.target not in ('mr', 'mri') else 't1'} or --target_series and a "
+                "part of its name."
+            )
+        found.notes.append(f"{sentence}; each case keeps its own by name.")
+
+
+def _look_for_cbct(found: RawData, options: RawDataOptions) -> None:
+    """Warn where an image asked for as another modality, or as CBCT, is a cone-beam CT."""
+    for role in ("source", "target"):
+        count = sum(bool(case.facts.get(f"{role}_cbct")) for case in found.cases)
+        if count:
+            found.notes.append(
+                f"The {role} of {count} of {len(found.cases)} cases is a cone-beam CT (CBCT): its values are "
+                "not reliable HU and differ from machine to machine, so a model of it does not fit CTs."
+            )

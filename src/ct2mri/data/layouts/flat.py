@@ -1,0 +1,104 @@
+"""Images of all patients in one folder, or in two parallel folders, told apart by their names."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ct2mri.data.layouts.cases import RawCase, RawData, VolumeFile, visible_folders
+from ct2mri.data.layouts.naming import choose, named_after, named_exactly, same_modality
+from ct2mri.data.layouts.pairs import image_facts, volumes_of
+from ct2mri.errors import RequestError
+from ct2mri.options import Layout, RawDataOptions
+
+
+@dataclass(frozen=True)
+class _Named:
+    """An image and the patient that its name tells."""
+
+    path: Path
+    patient: str
+
+
+class Flat:
+    """ID_ct.*, ID_mr.* and optionally ID_mask.* in one folder; or ct/ID.*, mr/ID.*, mask/ID.*."""
+
+    name: Layout = "flat"
+
+    needs = "files ID_ct.* and ID_mr.* in one folder, or ct/ID.* and mr/ID.* in two"
+
+    def recognises(self, raw: Path, options: RawDataOptions) -> bool:
+        """Whether files of both modalities, or folders of both, lie right inside."""
+        return all(_images(raw, word) for word in (options.source, options.target))
+
+    def find(self, raw: Path, options: RawDataOptions) -> RawData:
+        """The pairs, one an identifier."""
+        found = RawData(self.name, [])
+        sources, targets = _images(raw, options.source), _images(raw, options.target)
+        masks = _images(raw, "mask")
+        for patient in sorted({image.patient for image in sources + targets}):
+            try:
+                source = _choose(sources, patient, options.source, options.source_series, "--source_series")
+                target = _choose(targets, patient, options.target, options.target_series, "--target_series")
+                mask = (
+                    _choose(masks, patient, "mask", None, "one name")
+                    if any(image.patient == patient for image in masks)
+                    else None
+                )
+            except RequestError as error:
+                found.left_out[patient] = str(error)
+                continue
+            facts = image_facts("source", _within(raw, source), options.source, {})
+            facts |= image_facts("target", _within(raw, target), options.target, {})
+            found.cases.append(
+                RawCase(
+                    patient,
+                    patient,
+                    VolumeFile(source),
+                    VolumeFile(target),
+                    None if mask is None else VolumeFile(mask),
+                    facts=facts,
+                )
+            )
+        return found
+
+
+def _images(raw: Path, word: str) -> list[_Named]:
+    """The images of one modality, by the names of files, or by the name of their folder."""
+    from ct2mri.data.io import volume_stem
+
+    images = []
+    for path in volumes_of(raw):
+        split = _split(volume_stem(path), word)
+        if path.is_file() and split is not None:
+            images.append(_Named(path, split))
+    for folder in visible_folders(raw):
+        if named_exactly(folder.name, word) or named_after(folder.name, word):
+            for path in volumes_of(folder):
+                stem = volume_stem(path)
+                images.append(_Named(path, _split(stem, word) or stem))
+    return images
+
+
+def _split(stem: str, word: str) -> str | None:
+    """The patient that a file name tells for a modality: `p1_ct`, `p1_mr_t1`, `ct_p1` → p1; else None."""
+    parts = re.split(r"([_\-.\s]+)", stem)  # names and what stands between them, in turn
+    names, between = parts[::2], parts[1::2]
+    for place in range(len(names) - 1, 0, -1):
+        if named_after("_".join(names[place:]), word):
+            # `p1_mr_t1` for `t1`: the patient's name ends before `mr`.
+            end = place - 1 if place > 1 and same_modality(names[place - 1], "mr") else place
+            return "".join(
+                name + gap for name, gap in zip(names[:end], [*between[: end - 1], ""], strict=True)
+            )
+    if len(names) > 1 and named_exactly(names[0], word):
+        return stem[len(names[0]) + len(between[0]) :]
+    return None
+
+
+def _choose(images: list[_Named], patient: str, word: str, series: str | None, option: str) -> Path:
+    own = [image.path for image in images if image.patient == patient]
+    return choose(own, lambda path: path.name, f"{word} image", series, option)
+
+
+def _within(raw: Path, path: Path) -> str:
+    return str(path.relative_to(raw))

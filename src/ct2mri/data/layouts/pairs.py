@@ -1,0 +1,125 @@
+"""Patient folders, each with its images named by modality."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ct2mri.data.layouts.cases import RawCase, RawData, VolumeFile, visible_folders
+from ct2mri.data.layouts.naming import choose, contrast_of, is_mr_word, named_after, named_exactly, says_cbct
+from ct2mri.errors import RequestError
+from ct2mri.options import Layout, RawDataOptions
+
+
+class Pairs:
+    """PATIENT/ct.*, mr.* and optionally mask.*; further words say which image it is: mr_t1.nii.gz."""
+
+    name: Layout = "pairs"
+
+    needs = (
+        "a folder with ct.* and mr.* (.nii.gz, .nii, .mha, .mhd, .nrrd, .zip or a DICOM folder), "
+        "named by the words of --source and --target"
+    )
+
+    def recognises(self, raw: Path, options: RawDataOptions) -> bool:
+        """Whether some subfolder holds an image named by one of the two modalities."""
+        for folder in visible_folders(raw):
+            volumes = volumes_of(folder)
+            if any(_named(volumes, word) for word in (options.source, options.target)):
+                return True
+        return False
+
+    def find(self, raw: Path, options: RawDataOptions) -> RawData:
+        """The pairs, one a subfolder."""
+        found = RawData(self.name, [])
+        for folder in visible_folders(raw):
+            add_pair(found, folder, options)
+        return found
+
+
+def add_pair(
+    found: RawData, folder: Path, options: RawDataOptions, centre: str | None = None, **facts: Any
+) -> None:
+    """Add the pair of one patient's folder to what was found, or the reason why it is none.
+
+    Args:
+        found: what was found so far.
+        folder: the patient's folder, whose name is the patient's.
+        options: which modalities are meant.
+        centre: the hospital it comes from.
+        **facts: what the layout knows about it.
+    """
+    volumes = volumes_of(folder)
+    try:
+        source = _choose(folder, volumes, options.source, options.source_series, "--source_series")
+        target = _choose(folder, volumes, options.target, options.target_series, "--target_series")
+        masks = _named(volumes, "mask")
+        mask = choose(masks, _file_name, "mask", None, "--mask") if masks else None
+    except RequestError as error:
+        found.left_out[folder.name] = str(error)
+        return
+    for role, path, word in (("source", source, options.source), ("target", target, options.target)):
+        facts |= image_facts(role, path.name, word, known=facts)
+    case = RawCase(
+        folder.name,
+        folder.name,
+        VolumeFile(source),
+        VolumeFile(target),
+        None if mask is None else VolumeFile(mask),
+        centre=centre,
+        facts=facts,
+    )
+    found.cases.append(case)
+
+
+def image_facts(role: str, name: str, word: str, known: dict[str, Any]) -> dict[str, Any]:
+    """What an image's name and the modality it was asked for by tell, as facts of a case."""
+    told: dict[str, Any] = {}
+    if is_mr_word(word) and f"{role}_contrast" not in known:
+        contrast = contrast_of(name) or contrast_of(word)
+        if contrast is not None:
+            told[f"{role}_contrast"] = contrast
+    if says_cbct(name) or says_cbct(word):
+        told[f"{role}_cbct"] = True
+    return told
+
+
+def volumes_of(folder: Path) -> list[Path]:
+    """The volumes of a patient's folder: files, and subfolders with DICOM inside."""
+    from ct2mri.data.io import find_volumes
+
+    return find_volumes(folder)
+
+
+def stems_seen(raw: Path) -> list[str]:
+    """Names of images that most patients' folders hold, to be told where nothing fits what was asked for."""
+    from ct2mri.data.io import volume_stem
+
+    seen = Counter(
+        volume_stem(path).lower() for folder in visible_folders(raw) for path in volumes_of(folder)
+    )
+    return [stem for stem, _ in seen.most_common(6)]
+
+
+def _choose(folder: Path, volumes: list[Path], word: str, series: str | None, option: str) -> Path:
+    """The image of a folder that a modality means.
+
+    Raises:
+        RequestError: there is none, or several.
+    """
+    images = _named(volumes, word)
+    if not images:
+        there = ", ".join(path.name for path in volumes)
+        raise RequestError(f"it has no {word}.*{f' (there is {there})' if there else ''}")
+    return choose(images, _file_name, word, series, option, folder.name)
+
+
+def _named(volumes: list[Path], word: str) -> list[Path]:
+    """Images named just by a modality; where there is none, files named after it (`mr_t1` for `mr`)."""
+    from ct2mri.data.io import volume_stem
+
+    exact = [path for path in volumes if named_exactly(volume_stem(path), word)]
+    return exact or [path for path in volumes if path.is_file() and named_after(volume_stem(path), word)]
+
+
+def _file_name(path: Path) -> str:
+    return path.name
