@@ -3,10 +3,6 @@
 Headers are read with pydicom, pixels (compressed ones too) with SimpleITK's GDCM reader.
 """
 
-import shutil
-import zipfile
-import zlib
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,102 +10,29 @@ import numpy as np
 import pydicom
 import SimpleITK
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ct2mri.data.dicom_files import read_header
+from ct2mri.data.dicom_origin import DicomOrigin
+from ct2mri.data.dicom_series import DicomScan, DicomSeries, find_series, scan_files
 from ct2mri.data.geometry import from_sitk
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
-_TAGS = [
-    "SOPClassUID",
-    "Modality",
-    "SeriesInstanceUID",
-    "SeriesDescription",
-    "ContrastBolusAgent",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "Rows",
-    "Columns",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelRepresentation",
-    "BitsStored",
-    "BitsAllocated",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleSlope",
-    "RescaleIntercept",
+__all__ = [
+    "DicomOrigin",
+    "DicomScan",
+    "DicomSeries",
+    "find_series",
+    "load_dicom_files",
+    "load_series",
+    "scan_files",
 ]
 
 AIR_HU = -1024.0
 """What padding of a CT becomes: as far below tissue as CT scanners themselves count."""
 
-_UNPACKED_LIMIT = 8 * 2**30  # bytes; some 15 000 CT slices, far more than a series
 _POSITION_TOLERANCE = 0.05  # of the slice distance
 _DRIFT_TOLERANCE = 0.25  # of a pixel, over the whole stack
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Whether a file bears the mark of DICOM (after 128 free bytes) or is named `.dcm`."""
-    if path.suffix.lower() == ".dcm":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def holds_dicom(folder: Path, *, recursive: bool) -> bool:
-    """Whether a folder has a DICOM file right inside, or (`recursive`) at any depth."""
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    return any(looks_like_dicom(path) for path in files if path.is_file() and _may_be_image(path.name))
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder at any depth, by name, without hidden ones and the index of a DICOM disc."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and _may_be_image(path.name)]
-
-
-def _may_be_image(name: str) -> bool:
-    return not name.startswith(".") and name.upper() != "DICOMDIR"
-
-
-def unpack_zip(path: Path, folder: Path) -> list[Path]:
-    """Unpack the files of a zip into a folder under names of our own, so none can land elsewhere.
-
-    Raises:
-        RequestError: the zip is damaged, locked, or unpacks to more than a series can need.
-    """
-    files = []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-            size = sum(member.file_size for member in members)
-            allowed = min(_UNPACKED_LIMIT, shutil.disk_usage(folder).free)
-            if size > allowed:
-                raise RequestError(
-                    f"{path.name} unpacks to {size / 2**30:.1f} GiB, more than the {allowed / 2**30:.1f} GiB "
-                    "allowed here; unpack it yourself and give the folder of one series."
-                )
-            for number, member in enumerate(members):
-                name = Path(member.filename.replace("\\", "/")).name  # some Windows zips hold backslashes
-                if not _may_be_image(name):
-                    continue
-                file = folder / f"{number:06d}{Path(name).suffix.lower()}"
-                with archive.open(member) as packed, file.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                files.append(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        # RuntimeError: encrypted; NotImplementedError: a compression Python does not know
-        raise RequestError(
-            f"{path.name} cannot be unpacked (damaged, cut short or locked with a password); "
-            "make the zip again or give the folder."
-        ) from error
-    return files
 
 
 def load_dicom_files(files: list[Path], name: str) -> Volume:
@@ -122,75 +45,63 @@ def load_dicom_files(files: list[Path], name: str) -> Volume:
     Raises:
         RequestError: there is no series or more than one, or its slices do not fill a regular grid.
     """
-    series, others = _read_headers(files)
-    if not series:
+    found = find_series(files, name)
+    if not found:
         raise RequestError(
             f"{name} holds no DICOM image; give a folder with the slices of one series, or a volume file."
         )
-    if len(series) > 1:
-        listing = "; ".join(_describe(slices) for slices in series.values())
+    if len(found) > 1:
         raise RequestError(
-            f"{name} holds {len(series)} image series where one is needed: {listing}; "
+            f"{name} holds {len(found)} image series where one is needed: "
+            f"{'; '.join(series.label for series in found)}; "
             "put the slices of one series into a folder of their own."
         )
-    warnings = []
+    volume = load_series(found[0], name)
+    others = len(files) - len(found[0].files)
     if others:
-        warnings.append(f"Passed over {others} of {len(files)} files in {name} that are not DICOM images.")
-    slices = next(iter(series.values()))
-    slices, geometry, geometry_warnings = _arrange(slices, name)
+        volume.metadata["warnings"].insert(
+            0, f"Passed over {others} of {len(files)} files in {name} that are not DICOM images."
+        )
+    return volume
+
+
+def load_series(series: DicomSeries, name: str) -> Volume:
+    """Read a series as one volume.
+
+    Args:
+        series: one of `find_series`.
+        name: what messages call it.
+
+    Returns:
+        The volume (CT in HU, padding as air); its metadata hold the facts of the series, `modality`,
+        `warnings` and `dicom`, a `DicomOrigin`.
+
+    Raises:
+        RequestError: its slices do not fill a regular grid, or a file is damaged.
+    """
+    slices = [(path, read_header(path)) for path in series.files]
+    slices, geometry, warnings = _arrange(slices, name)
     first = slices[0][1]
-    modality = str(first.get("Modality", "") or "")
-    agents = {str(header.get("ContrastBolusAgent", "") or "").strip().upper() for _, header in slices}
     metadata: dict[str, Any] = {
-        "contrast_agent": bool(agents - {"", "NONE", "NO"}),
-        "warnings": warnings + geometry_warnings,
+        **series.facts,
+        "warnings": warnings,
+        "dicom": DicomOrigin(
+            first, str(first.SOPClassUID), tuple(str(header.SOPInstanceUID) for _, header in slices)
+        ),
     }
-    if modality:
-        metadata["modality"] = modality
+    if series.modality:
+        metadata["modality"] = series.modality
     image = _read_pixels([path for path, _ in slices], name)
     image.SetSpacing(geometry["spacing"])
     image.SetOrigin(geometry["origin"])
     image.SetDirection(geometry["direction"])
     volume = from_sitk(image, metadata)
     for k, (_, header) in enumerate(slices):
-        _clear_padding(volume.array[:, :, k], header, AIR_HU if modality == "CT" else 0.0)
+        _clear_padding(volume.array[:, :, k], header, AIR_HU if series.modality == "CT" else 0.0)
     return volume
 
 
 _Slices = list[tuple[Path, pydicom.Dataset]]
-
-
-def _read_headers(files: list[Path]) -> tuple[dict[str, _Slices], int]:
-    """Image headers by series, and the number of files that are none."""
-    series: dict[str, _Slices] = defaultdict(list)
-    others = 0
-    for path in tqdm(files, desc="Reading DICOM headers", unit="file", delay=2, leave=False):
-        if not looks_like_dicom(path):
-            others += 1
-            continue
-        try:
-            # Some exports lack the mark at the beginning; then the name alone says DICOM.
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            list(header)  # values are parsed when looked at
-        except Exception as error:  # on damaged headers pydicom raises whatever its parsing stumbles over
-            raise RequestError(
-                f"The header of {path.name} is damaged; export the series again, or take the file away."
-            ) from error
-        if "Rows" in header and "Columns" in header:
-            series[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-        else:
-            others += 1
-    return dict(series), others
-
-
-def _describe(slices: _Slices) -> str:
-    """A series in words that do not name the patient."""
-    header = slices[0][1]
-    uid = str(header.get("SeriesInstanceUID", ""))
-    return (
-        f"“{header.get('SeriesDescription', '') or 'no description'}” ({header.get('Modality', '?')}, "
-        f"{len(slices)} image{'s' if len(slices) > 1 else ''}, UID …{uid[-12:]})"
-    )
 
 
 def _numbers(header: pydicom.Dataset, keyword: str, count: int) -> NDArray[np.float64] | None:

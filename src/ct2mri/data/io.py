@@ -11,7 +11,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from ct2mri.data.dicom import holds_dicom, load_dicom_files, looks_like_dicom, unpack_zip, visible_files
+from ct2mri.data.dicom import load_dicom_files
+from ct2mri.data.dicom_files import holds_dicom, looks_like_dicom, unpack_zip, visible_files
 from ct2mri.data.geometry import from_sitk, to_sitk
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
