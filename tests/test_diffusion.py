@@ -25,6 +25,7 @@ SETTINGS = {
     "v, zero SNR, noise seen": NoiseSettings(last_timestep_input="noise"),
     "sample, zero SNR": NoiseSettings(prediction_type="sample"),
     "epsilon": PUBLISHED,
+    "restart": NoiseSettings(restart_timestep=300),
     "cosine": NoiseSettings(beta_schedule="squaredcos_cap_v2", num_train_timesteps=100),
 }
 
@@ -233,6 +234,55 @@ def test_timesteps_hold_the_last_one_often_enough():
     assert others.mean().item() == pytest.approx(499, abs=15)
 
 
+def test_a_restart_trains_on_the_timesteps_that_it_samples_at():
+    settings = NoiseSettings(restart_timestep=200)
+    timesteps = draw_timesteps(20_000, settings, 0.5, torch.Generator().manual_seed(0))
+    others = timesteps[timesteps != 999]
+    assert others.max() == 200
+    assert others.min() == 0
+    seen = []
+
+    def network(state, timestep, condition):
+        seen.append(int(timestep[0]))
+        return smooth_network(state, timestep, condition)
+
+    image = torch.zeros(1, 1, 2, 2)
+    sample(network, image, image, settings, num_inference_steps=5)
+    assert seen == [999, 200, 150, 99, 49]
+
+
+def test_a_restart_begins_with_the_first_estimate_and_the_starting_noise():
+    settings = NoiseSettings(restart_timestep=200)
+    start, condition = torch.randn(2, 1, 5, 6), torch.rand(2, 1, 5, 6)
+    states = []
+
+    def network(state, timestep, condition):
+        states.append(state)
+        return smooth_network(state, timestep, condition)
+
+    estimate = sample(network, condition, start, settings, num_inference_steps=1)
+    sample(network, condition, start, settings, num_inference_steps=2)
+    level = alphas_cumprod(settings)[200]
+    torch.testing.assert_close(states[2], level.sqrt() * estimate + (1 - level).sqrt() * start)
+    assert torch.equal(states[0], torch.zeros_like(start))
+
+
+def test_after_a_restart_the_levels_are_those_of_the_whole_process():
+    # Where x_0 is always 0, DDIM's states are the noise at each level.
+    settings = NoiseSettings(prediction_type="sample", restart_timestep=200)
+    start = torch.randn(1, 1, 4, 4)
+    states = []
+
+    def network(state, timestep, condition):
+        states.append(state)
+        return torch.zeros_like(state)
+
+    sample(network, start, start, settings, num_inference_steps=5)
+    levels = [(1 - alphas_cumprod(settings)[t]).sqrt() for t in (200, 150, 99, 49)]
+    for state, level in zip(states[1:], levels, strict=True):
+        torch.testing.assert_close(state, level * start, atol=1e-5, rtol=1e-4)
+
+
 def test_noise_is_a_function_of_seed_stage_step_and_shape():
     noise = SeededNoise(5)
     first = noise((4, 4), stage="slices", step=-1)
@@ -251,6 +301,16 @@ def test_settings_that_contradict_are_refused():
         NoiseSettings(prediction_type="epsilon")
     with pytest.raises(RequestError, match="zero_terminal_snr"):
         NoiseSettings(zero_terminal_snr=False)
+    for restart in (0, 999, -1):
+        with pytest.raises(RequestError, match="restart_timestep lies between"):
+            NoiseSettings(restart_timestep=restart)
+    with pytest.raises(RequestError, match="must not know it"):
+        NoiseSettings(restart_timestep=300, last_timestep_input="noise")
+    image = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(RequestError, match="another sampler"):
+        sample(smooth_network, image, image, NoiseSettings(restart_timestep=300), sampler="renoise")
+    with pytest.raises(RequestError, match="1 to 32 steps, got 33"):
+        sample(smooth_network, image, image, NoiseSettings(restart_timestep=30), num_inference_steps=33)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])

@@ -14,6 +14,11 @@ The default is v-prediction with zero terminal signal-to-noise ratio and trailin
 2024), so that sampling starts from what the network was trained on. At the last timestep x_t says nothing
 about x_0: the network is shown zeros there and learns the mean (or, with L1, the median) of x_0 given the
 condition. One sampling step is therefore a plain regression estimate.
+
+With a `restart_timestep` r, further steps do not walk down from pure noise: they begin at x_r, made of that
+estimate and the starting noise (as SDEdit begins from a guess; Meng et al., 2022), and the network is
+trained at the last timestep and from r down alone. A small r keeps more of the estimate's fidelity, a large
+one adds more texture.
 """
 
 import hashlib
@@ -51,6 +56,7 @@ class NoiseSettings:
     prediction_type: PredictionType = "v_prediction"
     zero_terminal_snr: bool = True
     last_timestep_input: Literal["zero", "noise"] = "zero"
+    restart_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
@@ -63,6 +69,17 @@ class NoiseSettings:
                 "last_timestep_input zero needs zero_terminal_snr true, since otherwise the last timestep "
                 "still holds some of the image; choose last_timestep_input noise."
             )
+        if self.restart_timestep is not None:
+            if not 0 < self.restart_timestep < self.last_timestep:
+                raise RequestError(
+                    f"restart_timestep lies between 0 and the last timestep {self.last_timestep}, "
+                    f"got {self.restart_timestep}."
+                )
+            if self.last_timestep_input != "zero":
+                raise RequestError(
+                    "restart_timestep adds the starting noise to the first step's estimate, which must not "
+                    "know it; choose last_timestep_input zero."
+                )
 
     @classmethod
     def from_options(cls, options: NoiseOptions) -> "NoiseSettings":
@@ -115,11 +132,12 @@ def draw_timesteps(
 ) -> Tensor:
     """Draw a training batch's timesteps, shape (batch_size,), int64, on the CPU.
 
-    Each item is at the last timestep with probability `last_timestep_share`, else uniform over all: with
-    uniform draws alone only one item in `num_train_timesteps` would teach the first sampling step, which
-    matters most when steps are few.
+    Each item is at the last timestep with probability `last_timestep_share`, else uniform over all (over
+    those up to `restart_timestep`): with uniform draws alone only one item in `num_train_timesteps` would teach the
+    first sampling step, which matters most when steps are few.
     """
-    uniform = torch.randint(0, settings.num_train_timesteps, (batch_size,), generator=generator)
+    highest = settings.last_timestep if settings.restart_timestep is None else settings.restart_timestep
+    uniform = torch.randint(0, highest + 1, (batch_size,), generator=generator)
     at_last = torch.rand(batch_size, generator=generator) < last_timestep_share
     return torch.where(at_last, settings.last_timestep, uniform)
 
@@ -241,11 +259,22 @@ class SeededNoise:
 
 
 def check_steps(num_inference_steps: int, settings: NoiseSettings) -> None:
-    """Raise RequestError unless 1 ≤ num_inference_steps ≤ num_train_timesteps."""
-    if not 1 <= num_inference_steps <= settings.num_train_timesteps:
+    """Raise RequestError unless there are timesteps for so many steps."""
+    most = settings.num_train_timesteps
+    if settings.restart_timestep is not None:
+        most = settings.restart_timestep + 2  # the last timestep, and from the restart down to 0
+    if not 1 <= num_inference_steps <= most:
         raise RequestError(
-            f"Sampling takes 1 to {settings.num_train_timesteps} steps, got {num_inference_steps}; "
-            "choose a number in that range."
+            f"Sampling takes 1 to {most} steps, got {num_inference_steps}; choose a number in that range."
+        )
+
+
+def check_sampler(sampler: Sampler, settings: NoiseSettings) -> None:
+    """Raise RequestError if a sampler needs timesteps that the network was not trained at."""
+    if sampler == "renoise" and settings.restart_timestep is not None:
+        raise RequestError(
+            "The sampler renoise walks through all timesteps, and this network was trained up to timestep "
+            f"{settings.restart_timestep} and at the last one alone; choose another sampler."
         )
 
 
@@ -266,6 +295,14 @@ def _scheduler(sampler: Sampler, settings: NoiseSettings) -> Any:
         "timestep_spacing": "trailing",
         "final_sigmas_type": "zero",
     }
+    if settings.restart_timestep is not None:  # the same process, as if it ended there
+        alphas = alphas_cumprod(settings)[: settings.restart_timestep + 1].double()
+        betas = 1 - alphas / torch.cat([alphas.new_ones(1), alphas[:-1]])
+        common |= {
+            "num_train_timesteps": len(betas),
+            "trained_betas": betas.tolist(),
+            "rescale_betas_zero_snr": False,
+        }
     if sampler == "unipc":
         return UniPCMultistepScheduler(**common)
     order, algorithm = {
@@ -319,7 +356,7 @@ def sample(
             condition instead, as published.
         settings: the process the network was trained for.
         sampler: how to step.
-        num_inference_steps: network calls, 1 to num_train_timesteps. One call gives the network's mean
+        num_inference_steps: network calls, see `check_steps`. One call gives the network's mean
             estimate.
         step_noise: gives the fresh noise of step n for this batch; needed by `ddpm` and `renoise`.
         on_step: called as on_step(step, total) after each step; raising in it stops the sampling.
@@ -328,6 +365,7 @@ def sample(
         The samples, shaped like `start`.
     """
     check_steps(num_inference_steps, settings)
+    check_sampler(sampler, settings)
     if sampler in STOCHASTIC_SAMPLERS and step_noise is None:
         raise RequestError(f"The sampler {sampler} draws fresh noise at each step: pass step_noise.")
 
@@ -351,10 +389,19 @@ def sample(
                 on_step(step + 1, num_inference_steps)
         return state
 
+    state, first = start, 0
+    if settings.restart_timestep is not None:
+        original = estimate(start, settings.last_timestep)
+        if on_step is not None:
+            on_step(1, num_inference_steps)
+        if num_inference_steps == 1:
+            return original
+        restart = torch.full((len(start),), settings.restart_timestep, device=start.device)
+        signal, spread = _levels(restart, settings, start)
+        state, first = signal * original + spread * start, 1
     scheduler = _scheduler(sampler, settings)
-    scheduler.set_timesteps(num_inference_steps)
-    state = start
-    for step, timestep in enumerate(scheduler.timesteps):
+    scheduler.set_timesteps(num_inference_steps - first)
+    for step, timestep in enumerate(scheduler.timesteps, first):
         original = estimate(state, int(timestep))
         extra = {"variance_noise": fresh_noise(step)} if sampler == "ddpm" else {}
         state = scheduler.step(original, timestep, state, **extra, return_dict=False)[0]

@@ -177,6 +177,11 @@ class NoiseOptions:
     last_timestep_input: Literal["zero", "noise"] = argument(
         "what the network is shown at the last timestep, where the noisy sample says nothing", "zero"
     )
+    restart_timestep: int | None = argument(
+        "timestep at which sampling goes on after its first step, from that step's estimate; smaller: truer, "
+        "larger: more texture; none: walk down from pure noise",
+        None,
+    )
     last_timestep_share: float = argument("share of each training batch held at the last timestep", 0.25)
     loss: Literal["mse", "l1", "double"] = argument(
         "loss before the last timestep (there: L1 where mse)", "mse"

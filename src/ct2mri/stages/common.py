@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ct2mri.diffusion import NoiseSettings, check_steps
+from ct2mri.diffusion import NoiseSettings, check_sampler, check_steps
 from ct2mri.errors import RequestError
 from ct2mri.options import Sampler
 
@@ -25,10 +25,11 @@ def check_batch_size(batch_size: int) -> None:
         raise RequestError(f"--batch_size is at least 1, got {batch_size}.")
 
 
-def check_sampling(sampler: str, num_inference_steps: int, noise: NoiseSettings) -> None:
+def check_sampling(sampler: Sampler, num_inference_steps: int, noise: NoiseSettings) -> None:
     """Raise RequestError unless there is such a sampler and it can take so many steps."""
     if sampler not in get_args(Sampler):
         raise RequestError(f"The sampler is one of {', '.join(get_args(Sampler))}, got {sampler!r}.")
+    check_sampler(sampler, noise)
     check_steps(num_inference_steps, noise)
 
 
