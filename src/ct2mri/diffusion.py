@@ -133,8 +133,8 @@ def draw_timesteps(
     """Draw a training batch's timesteps, shape (batch_size,), int64, on the CPU.
 
     Each item is at the last timestep with probability `last_timestep_share`, else uniform over all (over
-    those up to `restart_timestep`): with uniform draws alone only one item in `num_train_timesteps` would teach the
-    first sampling step, which matters most when steps are few.
+    those up to `restart_timestep`). With uniform draws alone only one item in `num_train_timesteps` would
+    teach the first sampling step, which matters most when steps are few.
     """
     highest = settings.last_timestep if settings.restart_timestep is None else settings.restart_timestep
     uniform = torch.randint(0, highest + 1, (batch_size,), generator=generator)
