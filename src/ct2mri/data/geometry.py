@@ -24,12 +24,12 @@ _INTERPOLATORS = {
 
 # DICOM, MetaImage and NRRD (through SimpleITK) count x and y towards left and posterior, NIfTI and
 # `Volume` towards right and anterior.
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def to_sitk(volume: Volume) -> SimpleITK.Image:
     """The volume as a float32 SimpleITK image: array (k, j, i), LPS coordinates, shear kept."""
-    affine = _LPS_TO_RAS @ volume.affine
+    affine = LPS_TO_RAS @ volume.affine
     spacing = np.array(volume.spacing)
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.array.transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
@@ -44,7 +44,7 @@ def from_sitk(image: SimpleITK.Image, metadata: dict[str, Any] | None = None) ->
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     array = SimpleITK.GetArrayFromImage(image).astype(np.float32, copy=False).transpose(2, 1, 0)
-    return Volume(np.ascontiguousarray(array), _LPS_TO_RAS @ affine, metadata or {})
+    return Volume(np.ascontiguousarray(array), LPS_TO_RAS @ affine, metadata or {})
 
 
 @dataclass(frozen=True, eq=False)

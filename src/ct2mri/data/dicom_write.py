@@ -1,0 +1,407 @@
+"""DICOM out: a synthetic volume as a series of images that lies with the images it was made from."""
+
+import copy
+import re
+import uuid
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+from tqdm import tqdm
+
+from ct2mri import __version__
+from ct2mri.data.dicom_origin import DicomOrigin
+from ct2mri.data.geometry import LPS_TO_RAS
+from ct2mri.data.volume import Grid, Volume
+from ct2mri.errors import RequestError
+from ct2mri.files import atomic_folder
+
+MANUFACTURER = "ct2mri"
+
+_OUR_FILES = re.compile(r"synthetic-\d{5,}\.dcm")
+_LARGEST = 2**16 - 1  # of an unsigned 16 bit pixel
+# Headers that round directions to four decimals shear a grid by so much; it is put straight.
+_SHEAR_TOLERANCE_MM = 0.05
+_LOWEST_HU = -1024.0  # stored as 0, as CT scanners do
+_SERIES_NUMBER = 9001  # viewers sort by it: after the series of scanners
+_CT_WINDOW = (40.0, 400.0)  # centre and width: soft tissue
+
+# What a result has in common with its source, beside the attributes of a clinical trial (group 0012).
+_OF_THE_PATIENT = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "OtherPatientIDsSequence",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+)
+_OF_THE_STUDY = (
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "StudyDescription",
+    "ReferringPhysicianName",
+)
+_OF_THE_FRAME = ("FrameOfReferenceUID", "PositionReferenceIndicator")
+# These say nothing of who the patient is.
+_OF_THE_IMAGE = ("PatientPosition", "BodyPartExamined", "Laterality")
+
+# Must be there, and may be empty where they are not known (type 2 of the standard).
+_MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+    "PatientPosition",
+)
+
+
+def save_dicom_series(
+    volume: Volume,
+    folder: str | Path,
+    *,
+    modality: Literal["MR", "CT"],
+    origin: DicomOrigin | None,
+    series_description: str,
+    derivation: str,
+    model: str,
+    factor: float | None = None,
+    anonymize: bool = False,
+) -> None:
+    """Write a synthetic volume as a DICOM series into a folder of its own, whole or not at all.
+
+    One image a slice k, of MR Image Storage or CT Image Storage, unsigned 16 bit with slope 1. Read again,
+    the series lies where the volume does; of a left-handed grid, which readers of DICOM do not make, the
+    last axis then runs the other way.
+
+    Args:
+        volume: on the grid of its source; an MR in any units, 0 or more; a CT in HU.
+        folder: a new or empty folder, or one that holds such a series alone, which is replaced.
+        modality: what the volume shows.
+        origin: the DICOM images of the source, one a slice: theirs are patient, study and frame of reference.
+            None: fresh ones under a made-up identifier.
+        series_description: says that the images are synthetic; the first 64 characters are kept.
+        derivation: how the images were made, in sentences; the first 900 characters are kept.
+        model: name of the model.
+        factor: stored value of 1 in an MR's own units; None: as `mr_factor` chooses.
+        anonymize: leave out all that leads to the patient: identity, dates and UIDs of the source.
+
+    Raises:
+        RequestError: the folder holds something else, the grid is sheared, or the values cannot be stored.
+        OSError: a file could not be written.
+    """
+    folder = Path(folder)
+    require_replaceable(folder)
+    affine = straight_affine(volume.grid)
+    if origin is not None and len(origin.sop_instance_uids) != volume.spatial_shape[2]:
+        raise RequestError(
+            f"The volume has {volume.spatial_shape[2]} slices and its source had "
+            f"{len(origin.sop_instance_uids)}; bring it onto the grid of its source."
+        )
+    if not np.isfinite(volume.array).all():
+        raise RequestError("The volume holds NaN or infinite values, which DICOM cannot hold.")
+    with warnings.catch_warnings():
+        # pydicom quotes values that break the standard's rules: here, those of the patient.
+        warnings.simplefilter("ignore")
+        header = Dataset()
+        _add_source(header, origin, anonymize)
+        _add_series(header, series_description, model)
+        _add_provenance(header, origin, derivation, model, anonymize)
+        rescale = _add_pixel_rules(header, volume, modality, mr_factor(volume) if factor is None else factor)
+        _add_modality(header, modality)
+        _add_orientation(header, affine)
+        try:
+            with atomic_folder(folder) as temporary:
+                _write_images(header, volume, rescale, affine, None if anonymize else origin, temporary)
+        except OSError as error:
+            raise OSError(
+                f"{folder} could not be written "
+                f"({error.strerror or 'is the disk full or the folder read-only?'})."
+            ) from error
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise RequestError unless a path is free, an empty folder, or a series that was written here before."""
+    if folder.is_dir() and not folder.is_symlink():
+        others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() or not _OUR_FILES.fullmatch(p.name)]
+        if others:
+            raise RequestError(
+                f"{folder} holds {others[0]}, which is no image of a synthetic series and would be lost; "
+                "give a new or empty folder."
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise RequestError(f"{folder} is no folder; give a new or empty folder for the DICOM series.")
+
+
+def count_images(folder: Path) -> int:
+    """How many images of a synthetic series a folder holds."""
+    if not folder.is_dir():
+        return 0
+    return sum(_OUR_FILES.fullmatch(path.name) is not None for path in folder.iterdir())
+
+
+def mr_factor(volume: Volume, upper: float | None = None) -> float:
+    """The power of ten that brings MR values without units to unsigned 16 bit with fine enough steps.
+
+    1 where the values reach into the thousands already.
+
+    Args:
+        volume: what is to be stored.
+        upper: a value near the upper end, by which it is chosen alike for all results of a model; None: the
+            volume's own maximum.
+    """
+    highest = float(volume.array.max(initial=0))
+    upper = highest if upper is None else upper
+    factor = 1.0
+    if 0 < upper < 1000:
+        factor = 10.0 ** int(np.ceil(np.log10(1000 / upper)))
+    while highest * factor > _LARGEST:
+        factor /= 10
+    return factor
+
+
+def straight_affine(grid: Grid) -> NDArray[np.float64]:
+    """The affine of a grid in the coordinates of DICOM (LPS), its axes exactly perpendicular.
+
+    Raises:
+        RequestError: the grid is sheared by more than the rounding in a header.
+    """
+    spacing = np.array(grid.spacing)
+    # The nearest perpendicular directions: the polar factor of the grid's own.
+    left, _, right = np.linalg.svd(grid.affine[:3, :3] / spacing)
+    affine = np.eye(4)
+    affine[:3, :3] = (left @ right) * spacing
+    centre = (np.array(grid.shape) - 1) / 2
+    affine[:3, 3] = grid.affine[:3, 3] + (grid.affine[:3, :3] - affine[:3, :3]) @ centre
+    if not grid.matches(Grid(grid.shape, affine), _SHEAR_TOLERANCE_MM):
+        raise RequestError(
+            "The voxel axes of this volume are not perpendicular (a sheared NIfTI), and DICOM images cannot "
+            "lie so; write NIfTI, or resample the source onto a straight grid first."
+        )
+    straight: NDArray[np.float64] = LPS_TO_RAS @ affine
+    return straight
+
+
+# --- what is the same in all images ----------------------------------------------------------------------
+
+
+def _add_source(header: Dataset, origin: DicomOrigin | None, anonymize: bool) -> None:
+    """Patient, study and frame of reference: the source's, or fresh ones."""
+    source = Dataset() if origin is None else origin.header
+    kept: tuple[str, ...] = _OF_THE_IMAGE
+    if not anonymize:
+        kept += ("SpecificCharacterSet", *_OF_THE_PATIENT, *_OF_THE_STUDY, *_OF_THE_FRAME)
+        for element in source.group_dataset(0x0012):
+            if element.tag.element < 0x0070:  # above are attributes of the series
+                header.add(copy.deepcopy(element))
+    for keyword in kept:
+        if keyword in source:
+            header.add(copy.deepcopy(source[keyword]))
+    if origin is None or anonymize:
+        made_up = uuid.uuid4().hex[:12]
+        header.PatientName, header.PatientID = f"ct2mri^{made_up}", f"ct2mri-{made_up}"
+    if anonymize:
+        header.PatientIdentityRemoved = "YES"
+        header.DeidentificationMethod = "ct2mri: only modality, geometry and pixels written, fresh UIDs"
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    if "BodyPartExamined" not in header and "Laterality" not in header:
+        header.Laterality = None  # may be a paired part of the body, for all that is known
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if not header.get(keyword):
+            setattr(header, keyword, _fresh_uid())
+
+
+def _add_series(header: Dataset, description: str, model: str) -> None:
+    header.SeriesInstanceUID = _fresh_uid()
+    header.SeriesNumber = _SERIES_NUMBER
+    header.SeriesDescription = _text(description, 64)
+    header.Manufacturer = MANUFACTURER
+    header.ManufacturerModelName = _text(model, 64)
+    header.SoftwareVersions = __version__
+
+
+def _add_provenance(
+    header: Dataset, origin: DicomOrigin | None, derivation: str, model: str, anonymize: bool
+) -> None:
+    """That the images are synthetic, how they were made, and by which machines."""
+    source = Dataset() if origin is None else origin.header
+    header.SyntheticData = "YES"
+    header.BurnedInAnnotation = "NO"
+    header.DerivationDescription = _text(derivation, 900)
+    header.ImageComments = _text(derivation, 900)
+    drawer = Dataset()
+    drawer.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    drawer.Manufacturer = MANUFACTURER
+    drawer.ManufacturerModelName = _text(model, 64)
+    drawer.SoftwareVersions = __version__
+    drawer.ContributionDescription = "Drew these synthetic images; nothing was acquired"
+    equipment = [drawer]
+    if source.get("Manufacturer"):
+        scanner = Dataset()
+        scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
+        scanner.Manufacturer = source.Manufacturer
+        if source.get("ManufacturerModelName"):
+            scanner.ManufacturerModelName = source.ManufacturerModelName
+        scanner.ContributionDescription = "Acquired the images that these were drawn from"
+        equipment.insert(0, scanner)
+    if not anonymize:
+        equipment = [*copy.deepcopy(source.get("ContributingEquipmentSequence", [])), *equipment]
+        now = datetime.now()
+        drawer.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
+        for of_what in ("InstanceCreation", "Series", "Content"):
+            setattr(header, f"{of_what}Date", now.strftime("%Y%m%d"))
+            setattr(header, f"{of_what}Time", now.strftime("%H%M%S"))
+    header.ContributingEquipmentSequence = equipment
+    # Lossy compression is never undone: images drawn from such images keep its mark.
+    if source.get("LossyImageCompression") == "01":
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in source:
+                header.add(copy.deepcopy(source[keyword]))
+
+
+def _add_pixel_rules(
+    header: Dataset, volume: Volume, modality: Literal["MR", "CT"], factor: float
+) -> tuple[float, int]:
+    """How values are stored: the factor and the intercept of stored = factor · value − intercept."""
+    lowest, highest = float(volume.array.min()), float(volume.array.max())
+    if modality == "MR":
+        if lowest < 0:
+            raise RequestError(
+                "The values of an MR in DICOM are 0 or more, since many systems ignore an offset; "
+                f"got {lowest:g}."
+            )
+        intercept = 0
+        if factor != 1:
+            header.DerivationDescription += f" Stored values are {factor:g} times these units."
+        shown = volume.array[volume.array > 0]
+        upper = factor * float(np.percentile(shown, 99.5)) if shown.size else 1.0
+        centre, width = upper / 2, max(1.0, upper)
+    else:
+        factor, intercept = 1.0, int(np.floor(min(_LOWEST_HU, lowest)))
+        header.RescaleType = "HU"
+        centre, width = _CT_WINDOW
+    if factor * highest - intercept > _LARGEST:
+        raise RequestError(
+            f"The values reach from {lowest:g} to {highest:g}, more than 16 bits hold; "
+            "write NIfTI, or give values of a smaller range."
+        )
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.Rows, header.Columns = volume.spatial_shape[1], volume.spatial_shape[0]
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 0
+    header.RescaleSlope, header.RescaleIntercept = "1", str(intercept)
+    header.WindowCenter, header.WindowWidth = _decimals([centre, width])
+    return factor, intercept
+
+
+def _add_modality(header: Dataset, modality: Literal["MR", "CT"]) -> None:
+    """What the standard asks of the kind of image, with nothing invented about an acquisition."""
+    header.Modality = modality
+    header.SOPClassUID = MRImageStorage if modality == "MR" else CTImageStorage
+    if modality == "MR":
+        header.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+        header.ScanningSequence, header.SequenceVariant = "RM", "NONE"  # RM: research mode
+        for keyword in ("ScanOptions", "MRAcquisitionType", "RepetitionTime", "EchoTime", "EchoTrainLength"):
+            setattr(header, keyword, None)
+    else:
+        header.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]  # the standard has no other word for slices
+        header.KVP = header.AcquisitionNumber = None
+
+
+def _add_orientation(header: Dataset, affine: NDArray[np.float64]) -> None:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    row, column = affine[:3, 0] / spacing[0], affine[:3, 1] / spacing[1]
+    header.ImageOrientationPatient = _decimals([*row, *column])
+    header.PixelSpacing = _decimals([spacing[1], spacing[0]])  # the distance of rows comes first
+    header.SliceThickness = _decimals([spacing[2]])[0]
+    if header.Modality == "MR":
+        header.SpacingBetweenSlices = header.SliceThickness
+
+
+# --- the images ------------------------------------------------------------------------------------------
+
+
+def _write_images(
+    header: Dataset,
+    volume: Volume,
+    rescale: tuple[float, int],
+    affine: NDArray[np.float64],
+    origin: DicomOrigin | None,
+    folder: Path,
+) -> None:
+    """Write the images; `origin` is what they refer to, or None."""
+    factor, intercept = rescale
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal /= np.linalg.norm(normal)
+    # Images are numbered along the normal, as readers sort them.
+    slices = range(volume.spatial_shape[2])
+    order = slices if normal @ affine[:3, 2] > 0 else slices[::-1]
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+    for number, k in enumerate(
+        tqdm(order, desc="Writing DICOM", unit="image", delay=2, leave=False), start=1
+    ):
+        position = affine[:3, 2] * k + affine[:3, 3]
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _fresh_uid()
+        header.InstanceNumber = number
+        header.ImagePositionPatient = _decimals(position)
+        header.SliceLocation = _decimals([position @ normal])[0]
+        if origin is not None:
+            header.SourceImageSequence = [_source_image(origin, k)]
+        stored = np.rint(volume.array[:, :, k].T.astype(np.float64) * factor - intercept)  # rows run along j
+        header.PixelData = stored.astype("<u2").tobytes()
+        header["PixelData"].VR = "OW"
+        header.save_as(folder / f"synthetic-{number:05d}.dcm", enforce_file_format=True)
+
+
+def _source_image(origin: DicomOrigin, k: int) -> Dataset:
+    image = Dataset()
+    image.ReferencedSOPClassUID = origin.sop_class_uid
+    image.ReferencedSOPInstanceUID = origin.sop_instance_uids[k]
+    if origin.frame_numbers is not None:
+        image.ReferencedFrameNumber = origin.frame_numbers[k]
+    image.SpatialLocationsPreserved = "YES"
+    image.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    return image
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    """A code of DICOM's own terminology (PS3.16)."""
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+    return code
+
+
+def _fresh_uid() -> UID:
+    return generate_uid(prefix=None)  # 2.25 and a random number: needs no registered root
+
+
+def _text(text: str, length: int) -> str:
+    """Text as DICOM's short fields take it: ASCII on one line, without backslashes, which part values."""
+    line = " ".join(text.replace("\\", "/").split())
+    return line.encode("ascii", "replace").decode()[:length].rstrip()
+
+
+def _decimals(numbers: Any) -> list[str]:
+    """Decimal strings of at most 16 characters; what rounding left of nought is nought."""
+    return [format_number_as_ds(0.0 if abs(x) < 1e-9 else float(x)) for x in numbers]
