@@ -1,6 +1,7 @@
 """DICOM files on disk: telling them from others, unpacking them, reading their headers and frame groups."""
 
 import shutil
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -86,14 +87,28 @@ def read_header(path: Path, keywords: Iterable[str] | None = None) -> pydicom.Da
     """
     tags = None if keywords is None else list(keywords)
     try:
-        # Some exports lack the mark at the beginning; then the name alone says DICOM.
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-        list(header.iterall())  # values are parsed when looked at
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")  # they would quote the patient's name
+            # Some exports lack the mark at the beginning; then the name alone says DICOM.
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+            if tags is None:
+                _drop_unreadable(header)
+            for _ in header.iterall():  # values are parsed when looked at
+                pass
     except Exception as error:  # on damaged headers pydicom raises whatever its parsing stumbles over
         raise RequestError(
             f"The header of {path.name} is damaged; export the series again, or take the file away."
         ) from error
     return header
+
+
+def _drop_unreadable(header: pydicom.Dataset) -> None:
+    """Take elements out that cannot be parsed: of a whole header, most are nobody's concern."""
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except Exception:  # whatever parsing stumbles over
+            del header[tag]
 
 
 def frame_value(header: pydicom.Dataset, keyword: str, frame: int = 0) -> Any:

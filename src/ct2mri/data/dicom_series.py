@@ -54,6 +54,7 @@ class DicomSeries:
         frame_of_reference_uid: scans that share it share their coordinates; may be empty.
         files: by name, single-frame slices or multi-frame images.
         images: slices in all these files.
+        located: whether its images say where they lie (reports and screenshots do not).
         facts: `kvp`, `kernel`, `manufacturer`, `slice_thickness` (mm), `contrast_agent` (None: not told),
             `cbct` (told as such, or guessed from maker, model and description), `mr_contrast` (a guess:
             "T1w", "T2w", "FLAIR", "PDw", …, or None), `localizer` (a scout).
@@ -68,6 +69,7 @@ class DicomSeries:
     frame_of_reference_uid: str
     files: tuple[Path, ...]
     images: int
+    located: bool
     facts: dict[str, Any]
     person: tuple[str, str, frozenset[str]] = field(repr=False)
 
@@ -188,6 +190,7 @@ def _series(group: _Group) -> DicomSeries:
         frame_of_reference_uid=_text(header, "FrameOfReferenceUID"),
         files=tuple(group.files),
         images=group.images,
+        located=group.plane is not None,
         facts=series_facts(header),
         person=(
             _hash(_text(header, "PatientBirthDate")),
