@@ -21,7 +21,7 @@ import torch
 from ct2mri import Volume, __version__, save_volume
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.files import read_json
-from ct2mri.pipeline import TranslationPipeline
+from ct2mri.pipeline import TranslationPipeline, to_target_units
 
 
 def ct2mri(*words: object) -> None:
@@ -39,8 +39,7 @@ def write_baselines(dataset: PreparedDataset, split: str, work: Path) -> list[st
         case = dataset.case(case_id)
         images = [np.full(case.spatial_shape, median, np.float32), *case.source]
         for name, image in zip(names, images, strict=True):
-            scaled = ((image + 1) / 2 * plan.target_scale).astype(np.float32)
-            save_volume(Volume(scaled, case.affine), work / name / f"{case_id}.nii.gz")
+            save_volume(Volume(to_target_units(image, plan), case.affine), work / name / f"{case_id}.nii.gz")
     return names
 
 

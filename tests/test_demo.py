@@ -20,7 +20,7 @@ from ct2mri.stages import SlicesStage
 PLAN = Plan(
     source_windows=[[-1024.0, 3000.0], [-160.0, 240.0]],
     target_percentile=99.5,
-    target_scale=250.0,
+    target_range=(0.0, 250.0),
     split=Split(0, [], [], []),
     fingerprint=None,
     spacing=(6.0, 6.0, 6.0),

@@ -93,8 +93,8 @@ def test_stages_that_were_not_trained_for_one_another_are_refused(tmp_path, runs
     save_vqvae(tiny.vqvae(seed=9), record(tmp_path / "v", "vqvae") / "best")
     with pytest.raises(RequestError, match="latent space of another VQ-VAE"):
         make(tmp_path, runs | {"vqvae": tmp_path / "v"}, "slices", "vqvae", "latents")
-    tiny.plan(target_scale=7.0).write(runs["latents"] / "plan.json")
-    with pytest.raises(RequestError, match="trained with plans that differ in target_scale"):
+    tiny.plan(target_range=(0.0, 7.0)).write(runs["latents"] / "plan.json")
+    with pytest.raises(RequestError, match="trained with plans that differ in target_range"):
         make(tmp_path, runs, "slices", "latents")
     assert not (tmp_path / "model").exists()
 

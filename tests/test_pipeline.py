@@ -275,7 +275,7 @@ def test_no_patient_is_named_in_a_model(folder):
     plan = TranslationPipeline.from_pretrained(folder, "cpu").plan
     assert plan.split.patient_ids == []
     assert plan.anatomy == "head"
-    assert plan.target_scale == 200.0
+    assert plan.target_range == (0.0, 200.0)
 
 
 def test_the_model_card(folder):

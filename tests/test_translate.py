@@ -93,7 +93,7 @@ def test_a_mask_and_a_plan_replace_the_models_own(model, ct_file, tmp_path):
     mask = np.zeros(ct.spatial_shape, dtype=np.float32)
     mask[5:12, 6:15, 6:11] = 1
     save_volume(ct.with_array(mask), tmp_path / "mask.nii.gz", dtype="uint8")
-    tiny.plan(spacing=None, target_scale=1000.0).write(tmp_path / "plan.json")
+    tiny.plan(spacing=None, target_range=(0.0, 1000.0)).write(tmp_path / "plan.json")
     run(ct_file, tmp_path / "a.nii.gz", model, mask=tmp_path / "mask.nii.gz", plan=tmp_path / "plan.json")
     array = load_volume(tmp_path / "a.nii.gz").array
     assert not array[mask == 0].any()
@@ -219,7 +219,7 @@ def test_a_cohorts_outputs_are_folders(model, cohort, tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    root, plan = tmp_path / "data", tiny.plan(target_scale=300.0)
+    root, plan = tmp_path / "data", tiny.plan(target_range=(0.0, 300.0))
     for seed, patient in enumerate("abcd"):
         prepared = prepare_source(tiny.ct(seed=seed), plan)
         write_case(
@@ -250,7 +250,7 @@ def test_held_out_cases_of_a_data_set(model, dataset, tmp_path):
     expected = ((drawn.mean + 1) / 2 * 300)[case.mask]
     np.testing.assert_allclose(mr.array[case.mask], expected, rtol=1e-5, atol=1e-3)
     facts = json.loads((tmp_path / "out" / "d-1.json").read_text())
-    assert (facts["case_id"], facts["plan"]["target_scale"]) == ("d-1", 300.0)
+    assert (facts["case_id"], facts["plan"]["target_range"]) == ("d-1", [0.0, 300.0])
     run(None, tmp_path / "training", model, data=dataset, split="train")
     assert [path.name for path in sorted((tmp_path / "training").glob("*.nii.gz"))] == [
         "a-1.nii.gz",
@@ -261,7 +261,7 @@ def test_held_out_cases_of_a_data_set(model, dataset, tmp_path):
 def test_the_data_set_way_agrees_with_the_volume_way(model, dataset, tmp_path):
     run(None, tmp_path / "out", model, data=dataset)
     mr = load_volume(tmp_path / "out" / "d-1.nii.gz")
-    plan = tiny.plan(target_scale=300.0)
+    plan = tiny.plan(target_range=(0.0, 300.0))
     prepared = prepare_source(tiny.ct(seed=3), plan)
     same = tiny.pipeline(plan=plan).sample(prepared.array)
     np.testing.assert_allclose(

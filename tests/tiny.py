@@ -75,7 +75,7 @@ def plan(**changes: Any) -> Plan:
         Plan(
             source_windows=[[-1024.0, 3000.0]],
             target_percentile=99.5,
-            target_scale=200.0,
+            target_range=(0.0, 200.0),
             split=Split(seed=0, train=["a", "b"], validation=["c"], test=["d"]),
             fingerprint=None,
             spacing=(4.0, 4.0, 4.0),

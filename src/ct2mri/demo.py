@@ -66,7 +66,7 @@ def show_phantom(pipeline: TranslationPipeline, folder: Path, options: DemoOptio
         phantom.ct,
         result.volume,
         draft=result.draft,
-        truth=phantom.mr.with_array(phantom.mr.array * np.float32(plan.target_scale / reference)),
+        truth=phantom.mr.with_array(phantom.mr.array * np.float32(plan.target_range[1] / reference)),
         title=f"Digital phantom that the model has not seen (seed {seed})",
         facts=_facts(pipeline, options),
     )
@@ -96,8 +96,8 @@ def compare(
 ) -> dict[str, Scores]:
     """Measure a result against the truth inside the body, beside images that cost nothing.
 
-    The result is divided by the plan's target scale and the truth by its own percentile, nothing is fitted.
-    The others are fitted to the truth, which flatters them: the constant image is its median, the CT is
+    The result is divided by the upper end of the plan's target range and the truth by its own percentile,
+    nothing is fitted. The others are fitted to the truth, which flatters them: the constant image is its median, the CT is
     clipped to the plan's first window and gets the gain and offset of least squares.
 
     Returns:
@@ -109,14 +109,14 @@ def compare(
     clipped = np.clip(ct.array, low, high).astype(np.float64)
     gain, offset = np.polyfit(clipped[body], target[body], 1)
     own_scale = (
-        "divided by the plan's target_scale; the truth by its own "
+        "divided by the plan's target_range; the truth by its own "
         f"{plan.target_percentile:g}th percentile inside the body; nothing fitted"
     )
     images: dict[str, tuple[NDArray[np.float64] | NDArray[np.float32], str]] = {
-        "result": (result.volume.array / np.float32(plan.target_scale), own_scale),
+        "result": (result.volume.array / np.float32(plan.target_range[1]), own_scale),
     }
     if result.draft is not None:
-        images["draft"] = (result.draft.array / np.float32(plan.target_scale), own_scale)
+        images["draft"] = (result.draft.array / np.float32(plan.target_range[1]), own_scale)
     images["CT rescaled"] = (
         gain * clipped + offset,
         f"CT clipped to {low:g} to {high:g} HU, gain and offset by least squares inside the body",

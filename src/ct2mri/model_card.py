@@ -70,7 +70,7 @@ def _plan_facts(plan: Plan, units: str) -> list[str]:
     facts.append(f"Voxels of the working grid in mm: {spacing}")
     facts.append(
         f"Values of a result: {units}; percentile {plan.target_percentile:g} inside the body lies near "
-        f"{plan.target_scale:.4g}"
+        f"{plan.target_range[1]:.4g}"
     )
     if plan.fingerprint is not None:
         facts.append(f"Training cases: {plan.fingerprint.cases}")

@@ -220,7 +220,7 @@ class TranslationPipeline:
         return TranslationResult(
             volume=restored(to_target_units(drawn.mean, self.plan)),
             draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
-            spread=None if drawn.spread is None else restored(drawn.spread * (self.plan.target_scale / 2)),
+            spread=None if drawn.spread is None else restored(to_target_spread(drawn.spread, self.plan)),
             warnings=[
                 *ct.metadata.get("warnings", []),
                 *source_warnings(ct, self.plan, mask),
@@ -391,10 +391,16 @@ def starter_folder() -> Path:
 
 
 def to_target_units(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
-    """Target values, float32 and not negative, of a volume in the networks' units."""
+    """Target values, float32 and not below the plan's `target_fill`, of a volume in the networks' units."""
     from ct2mri.data.intensity import unscale_target
 
-    return np.maximum(unscale_target(scaled, plan.target_scale), np.float32(0))
+    return np.maximum(unscale_target(scaled, plan.target_range), np.float32(plan.target_fill))
+
+
+def to_target_spread(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    """A spread, float32, in target units, of one in the networks' units."""
+    low, high = plan.target_range
+    return scaled * np.float32((high - low) / 2)
 
 
 def _over_samples(on_step: OnStep | None, number: int, samples: int) -> OnStep | None:

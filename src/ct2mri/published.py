@@ -4,18 +4,16 @@ The authors of MD-DGA published three kinds of checkpoint: the 2D-SDM, the 3D-SL
 the VQ-VAE, each a pickled dictionary. `import_published` makes a pipeline folder of them.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.plausibility import BODY_THRESHOLD
+from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice_stacks
 from ct2mri.errors import RequestError
 from ct2mri.hub import fetch
 from ct2mri.models import VQVAE, ScalableUNet
@@ -47,7 +45,6 @@ __all__ = [
 
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 _COMMAND = "ct2mri import-published --slices FILE --vqvae FILE --latents FILE -o MODEL"
-PUBLISHED_SHAPES = {"brain": (160, 224, 168), "pelvis": (96, 240, 384)}
 
 _SAMPLER: Sampler = "renoise"
 _STEPS = 25
@@ -198,7 +195,7 @@ def published_plan(anatomy: Literal["brain", "pelvis"]) -> Plan:
     return Plan(
         source_windows=[_WINDOW],
         target_percentile=_TARGET_PERCENTILE,
-        target_scale=_TARGET_SCALE,
+        target_range=(0.0, _TARGET_SCALE),
         split=Split(seed=0, train=[], validation=[], test=[]),
         fingerprint=None,
         spacing=spacing,
@@ -218,62 +215,3 @@ def published_plan(anatomy: Literal["brain", "pelvis"]) -> Plan:
             "The patients that the networks were trained on are not known, so nobody is held out.",
         ],
     )
-
-
-def read_raw_volume(path: str | Path, shape: Sequence[int]) -> NDArray[np.float32]:
-    """A volume of the authors' prepared data: float32 numbers without a header, the last axis fastest.
-
-    Args:
-        path: the file.
-        shape: its three axes; brains are 160×224×168, pelvises 96×240×384.
-
-    Raises:
-        RequestError: there is no such file, or it has not the size of that shape.
-    """
-    path = Path(path)
-    if len(shape) != 3 or min(shape) < 1:
-        raise RequestError(f"The shape of a volume is three positive numbers, got {list(shape)}.")
-    if not path.is_file():
-        raise RequestError(f"There is no volume at {path}.")
-    expected = 4 * math.prod(shape)
-    got = path.stat().st_size
-    if got != expected:
-        fitting = [s for s in PUBLISHED_SHAPES.values() if 4 * math.prod(s) == got]
-        hint = f"; {'×'.join(map(str, fitting[0]))} would fit" if fitting else ""
-        raise RequestError(
-            f"{path} has {got} bytes, but a volume of {'×'.join(map(str, shape))} float32 numbers has "
-            f"{expected}{hint}."
-        )
-    return np.fromfile(path, dtype="<f4").reshape(tuple(shape)).astype(np.float32, copy=False)
-
-
-@contextmanager
-def slice_stacks(path: str | Path) -> Iterator[dict[str, h5py.Dataset]]:
-    """Stacks of slices in an HDF5 file of the authors' prepared data, read only where they are indexed.
-
-    The authors keep the slices of the three orientations apart by size, one dataset a size. How the datasets
-    are named is not documented: every dataset of the file counts, also in groups, that holds numbers on three
-    axes (slice, row, column).
-
-    Yields:
-        Name of the dataset (with its groups) → the dataset, (N, H, W).
-
-    Raises:
-        RequestError: there is no such file, it is not HDF5, or holds no stack of slices.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"There is no file of slices at {path}.")
-    if not h5py.is_hdf5(path):
-        raise RequestError(f"{path} is not an HDF5 file.")
-    with h5py.File(path, "r") as file:
-        stacks: dict[str, h5py.Dataset] = {}
-
-        def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "fiu":
-                stacks[name] = item
-
-        file.visititems(collect)
-        if not stacks:
-            raise RequestError(f"{path} holds no dataset of numbers on three axes (slice, row, column).")
-        yield stacks

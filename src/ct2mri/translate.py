@@ -32,6 +32,7 @@ from ct2mri.pipeline import (
     TranslationPipeline,
     TranslationResult,
     starter_folder,
+    to_target_spread,
     to_target_units,
 )
 from ct2mri.stages import check_batch_size
@@ -308,7 +309,7 @@ def _run_case(
     return TranslationResult(
         volume=in_body(to_target_units(drawn.mean, plan)),
         draft=None if drawn.draft is None else in_body(to_target_units(drawn.draft, plan)),
-        spread=None if drawn.spread is None else in_body(drawn.spread * np.float32(plan.target_scale / 2)),
+        spread=None if drawn.spread is None else in_body(to_target_spread(drawn.spread, plan)),
         warnings=warnings,
     )
 
@@ -420,7 +421,7 @@ def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: 
             "source_windows": plan.source_windows,
             "body_threshold": plan.body_threshold,
             "crop_margin_mm": plan.crop_margin_mm,
-            "target_scale": plan.target_scale,
+            "target_range": list(plan.target_range),
         },
         "seed": options.seed,
         "samples": options.samples,

@@ -28,7 +28,7 @@ def write_dataset(root, shape=(4, 5, 6)):
     plan = Plan(
         source_windows=[[-1024.0, 3000.0], [-160.0, 240.0]],
         target_percentile=99.5,
-        target_scale=100.0,
+        target_range=(0.0, 100.0),
         split=Split(seed=0, train=["a"], validation=["b"], test=["z"]),
         fingerprint=None,
         spacing=(2.0, 2.0, 3.0),

@@ -33,9 +33,9 @@ def test_windows_map_their_ends_to_one_and_clip():
 
 def test_target_scale_keeps_what_lies_above_the_reference():
     target = np.array([0, 50, 100, 250], np.float32).reshape(4, 1, 1)
-    scaled = scale_target(target, 100)
+    scaled = scale_target(target, (0, 100))
     np.testing.assert_allclose(scaled.ravel(), [-1, 0, 1, 4], atol=1e-4)
-    np.testing.assert_allclose(unscale_target(scaled, 100), target, atol=100 * 2**-16)
+    np.testing.assert_allclose(unscale_target(scaled, (0, 100)), target, atol=100 * 2**-16)
 
 
 def test_reference_is_a_percentile_inside_the_mask_only():

@@ -12,7 +12,7 @@ from ct2mri.errors import RequestError
 PLAN = Plan(
     source_windows=[[-1024.0, 3000.0], [-160.0, 240.0]],
     target_percentile=99.5,
-    target_scale=321.5,
+    target_range=(0.0, 321.5),
     split=Split(seed=3, train=["a", "b"], validation=["c"], test=["d"]),
     fingerprint=Fingerprint(
         cases=2,
@@ -53,8 +53,8 @@ def test_a_plan_comes_back_from_disk(tmp_path):
         (lambda p: p.update(source_windows=[]), "one or more"),
         (lambda p: p.update(source_windows=[[0, "x"]]), "cannot be read"),
         (lambda p: p.update(target_percentile=0), "target_percentile"),
-        (lambda p: p.update(target_scale=-1), "target_scale"),
-        (lambda p: p.update(source_units="K"), "HU or grey"),
+        (lambda p: p.update(target_range=[0, -1]), "target_range"),
+        (lambda p: p.update(source_units="K"), "HU, grey or relative"),
         (lambda p: p.update(format_version=99), "format_version 99"),
     ],
 )

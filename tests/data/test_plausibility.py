@@ -35,9 +35,9 @@ def plan_for(volumes, anatomy=None):
     return Plan(
         source_windows=[[-1024.0, 3000.0]],
         target_percentile=99.5,
-        target_scale=100.0,
+        target_range=(0.0, 100.0),
         split=Split(seed=0, train=["a"], validation=[], test=[]),
-        fingerprint=fingerprint([measure_source(volume, in_hu=True) for volume in volumes]),
+        fingerprint=fingerprint([measure_source(volume, "HU") for volume in volumes]),
         spacing=None,
         crop_margin_mm=8.0,
         body_threshold=-300.0,
@@ -48,9 +48,9 @@ def plan_for(volumes, anatomy=None):
 @pytest.mark.parametrize("kind", ["head", "trunk"])
 def test_anatomy_is_told_by_its_looks_and_from_any_side(kind):
     volume = scan(kind)
-    assert measure_source(volume, in_hu=True).looks_like == kind
+    assert measure_source(volume, "HU").looks_like == kind
     turned = Volume(np.flip(volume.array, (0, 1, 2)), volume.affine)
-    assert measure_source(turned, in_hu=True).looks_like == kind
+    assert measure_source(turned, "HU").looks_like == kind
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_anatomy_is_told_by_its_looks_and_from_any_side(kind):
     [("real_ct/head", "head"), ("real_ct/abdomen_pelvis", "trunk"), ("head_templates/ct", "head")],
 )
 def test_anatomy_of_real_cts(shared_data, path, looks):
-    assert measure_source(load_volume(shared_data / f"{path}.nii.gz"), in_hu=True).looks_like == looks
+    assert measure_source(load_volume(shared_data / f"{path}.nii.gz"), "HU").looks_like == looks
 
 
 def test_a_head_model_on_an_abdomen_is_named_as_such(shared_data):

@@ -19,7 +19,7 @@ def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
     Plan(
         source_windows=[[-1024.0, 3000.0], [-160.0, 240.0]],
         target_percentile=99.5,
-        target_scale=100.0,
+        target_range=(0.0, 100.0),
         split=Split(seed=0, train=names[:-1], validation=names[-1:], test=[]),
         fingerprint=None,
         spacing=(2.0, 2.0, 2.0),

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ct2mri.errors import RequestError
+
 # A scaled target is held to multiples of this, 65 536 steps from 0 to its reference: far finer than any
 # scanner's noise, and coarse enough to swallow the rounding by which a scanner's gain would show.
 TARGET_STEP = 2.0**-16
@@ -17,6 +19,13 @@ _DEFACING_OPENING_MM = 3.0
 # Smallest block that counts as defaced: 2 cm³, in a single slice 1.5 cm².
 _DEFACING_MM3 = 2000.0
 _DEFACING_MM2 = 150.0
+
+# Contrast enhancement: blocks along each axis, each of at least so many voxels; histogram bins; and the
+# largest share of a block's voxels in one bin, which holds its mapping's slope under 256 × 0.01 + 1 = 3.56.
+_CLAHE_BLOCKS = 8
+_CLAHE_SMALLEST_BLOCK = 8
+_CLAHE_BINS = 256
+_CLAHE_LIMIT = 0.01
 
 
 def scale_windows(source: NDArray[np.float32], windows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
@@ -39,15 +48,81 @@ def target_reference(target: NDArray[np.float32], mask: NDArray[np.bool_], perce
     return float(np.percentile(target[mask].astype(np.float64), percentile))
 
 
-def scale_target(target: NDArray[np.float32], reference: float) -> NDArray[np.float32]:
-    """Map 0 to −1 and `reference` to 1, not clipped; rounded to multiples of 2 `TARGET_STEP`."""
-    steps = np.rint(target.astype(np.float64) / (reference * TARGET_STEP))
+def scale_target(target: NDArray[np.float32], target_range: tuple[float, float]) -> NDArray[np.float32]:
+    """Map a range [low, high] to [−1, 1], not clipped; rounded to multiples of 2 `TARGET_STEP`."""
+    low, high = target_range
+    steps = np.rint((target.astype(np.float64) - low) / ((high - low) * TARGET_STEP))
     return (steps * (2 * TARGET_STEP) - 1).astype(np.float32)
 
 
-def unscale_target(scaled: NDArray[np.float32], reference: float) -> NDArray[np.float32]:
+def unscale_target(scaled: NDArray[np.float32], target_range: tuple[float, float]) -> NDArray[np.float32]:
     """The way back from `scale_target`, up to its rounding."""
-    return ((scaled.astype(np.float64) + 1) / 2 * reference).astype(np.float32)
+    low, high = target_range
+    return ((scaled.astype(np.float64) + 1) / 2 * (high - low) + low).astype(np.float32)
+
+
+def relative_to_percentile(
+    source: NDArray[np.float32], body: NDArray[np.bool_], percentile: float
+) -> NDArray[np.float32]:
+    """A source (i, j, k) without units, divided by a percentile of its positive values inside the body.
+
+    Raises:
+        RequestError: there is no positive value inside the body.
+    """
+    values = source[body & (source > 0)]
+    if values.size == 0:
+        raise RequestError("The source has no value above 0 inside the body; give a volume that shows one.")
+    return (source / np.percentile(values.astype(np.float64), percentile)).astype(np.float32)
+
+
+def otsu_threshold(source: NDArray[np.float32]) -> float:
+    """Otsu's threshold between air and body in a source without units, bright outliers clipped.
+
+    Otsu: A threshold selection method from gray-level histograms, IEEE Trans. SMC 9, 1979.
+    """
+    import SimpleITK as sitk
+
+    clipped = np.minimum(source, np.percentile(source, 99.0))
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(256)
+    otsu.Execute(sitk.GetImageFromArray(clipped))
+    return float(otsu.GetThreshold())
+
+
+def enhance_local_contrast(target: NDArray[np.float32], highest: float) -> NDArray[np.float32]:
+    """Contrast-limited adaptive histogram equalisation (CLAHE) of the values from 0 to `highest`.
+
+    Each block of the volume gets the mapping that its own clipped histogram asks for; a voxel takes the
+    mappings of the blocks around it, weighted by nearness. 0 and `highest` stay what they are, and so do
+    values beyond them. Zuiderveld: Contrast limited adaptive histogram equalization, Graphics Gems IV, 1994.
+
+    Args:
+        target: (i, j, k).
+        highest: above 0.
+    """
+    from scipy import ndimage
+
+    shape = target.shape
+    blocks = [min(_CLAHE_BLOCKS, max(1, n // _CLAHE_SMALLEST_BLOCK)) for n in shape]
+    share = np.clip(target.astype(np.float64) / highest, 0, 1)
+    i, j, k = (np.arange(n) * count // n for n, count in zip(shape, blocks, strict=True))
+    block = (i[:, None, None] * blocks[1] + j[:, None]) * blocks[2] + k
+    bins = np.minimum((share * _CLAHE_BINS).astype(np.int64), _CLAHE_BINS - 1)
+    counts = np.bincount((block * _CLAHE_BINS + bins).ravel(), minlength=int(np.prod(blocks)) * _CLAHE_BINS)
+    histogram = counts.reshape(-1, _CLAHE_BINS) / np.bincount(block.ravel())[:, None]
+    clipped = np.minimum(histogram, _CLAHE_LIMIT)
+    clipped += (1 - clipped.sum(axis=1, keepdims=True)) / _CLAHE_BINS
+    # One mapping a block, from edges of bins to [0, 1]: the cumulated histogram.
+    mapping = np.pad(np.cumsum(clipped, axis=1), ((0, 0), (1, 0))).reshape(*blocks, _CLAHE_BINS + 1)
+
+    x, y, z = ((np.arange(n) + 0.5) * count / n - 0.5 for n, count in zip(shape, blocks, strict=True))
+    enhanced = target.astype(np.float32)
+    for index in range(shape[0]):
+        inside = share[index]
+        where = np.stack(np.broadcast_arrays(x[index], y[:, None], z, inside * _CLAHE_BINS))
+        mapped = ndimage.map_coordinates(mapping, where, order=1, mode="nearest") * highest
+        enhanced[index] = np.where((inside > 0) & (inside < 1), mapped, enhanced[index])
+    return enhanced
 
 
 def body_mask(

@@ -12,12 +12,35 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ct2mri.data.plan_format import FORMAT_VERSION, checked_fields, of_this_version
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
 
-SourceUnits = Literal["HU", "grey"]
-FORMAT_VERSION = 1
+SourceUnits = Literal["HU", "grey", "relative"]
+TargetUnits = Literal["HU", "relative"]
+TargetScaling = Literal["percentile", "zscore", "window"]
+Registration = Literal["none", "rigid"]
+
+# What lies outside a CT's field of view.
+AIR_HU = -1024.0
+
+# Deviations from the mean that a target scaled by z-score has at −1 and +1.
+ZSCORE_REACH = 3.0
+
+_IN_HU = ("ct", "cbct")
+# Neither in HU nor magnetic resonance; any other word names an MR or one of its contrasts (t1, flair, …).
+_NOT_MR = ("pet", "pt", "spect", "nm", "us")
+
+
+def modality_in_hu(name: str) -> bool:
+    """Whether the voxels of a modality (its word in any case) are Hounsfield units."""
+    return name.lower() in _IN_HU
+
+
+def modality_is_mr(name: str) -> bool:
+    """Whether a modality's word (in any case) names magnetic resonance: `mr`, or a contrast such as `t1`."""
+    return not modality_in_hu(name) and name.lower() not in _NOT_MR
 
 
 @dataclass(frozen=True)
@@ -94,33 +117,55 @@ class Plan:
     Attributes:
         source_modality: what is translated from.
         target_modality: what is translated to.
-        source_units: "HU", or "grey" for pictures scaled one by one.
+        source_units: "HU"; "grey" for pictures scaled one by one; "relative": each volume divided by its own
+            `source_percentile`, for modalities whose values have no units (MR).
+        source_percentile: percentile of the positive values inside the body that becomes 1 where the source
+            is "relative"; None otherwise.
         anatomy: name of the anatomy, or None where nobody said.
         spacing: voxel edges of the working grid in mm along R, A, S; None: each case's own.
         crop_margin_mm: space kept around the body; None: no cropping.
-        source_windows: [low, high] of each condition channel; low maps to −1, high to 1, clipped.
-        body_threshold: source value above which a voxel may be body; None: the whole image is.
-        target_percentile: percentile of the target inside the body that maps to 1 (0 maps to −1).
-        target_scale: median over the training cases of that percentile's value: the MR units of results.
+        source_windows: [low, high] of each condition channel, in the source's units; low maps to −1, high to
+            1, clipped.
+        body_threshold: source value above which a voxel may be body; None: the whole image is, and where the
+            source is "relative" Otsu's threshold of each volume is taken.
+        remove_table: fill the source with `source_fill` outside the body.
+        target_units: "HU", or "relative": on the median scale of the training cases.
+        target_scaling: "percentile": 0 and a percentile of each target map to −1 and 1; "zscore": its mean
+            minus and plus 3 standard deviations do; "window": the same two values for all.
+        target_percentile: that percentile, inside the body; also the upper end of what is contrast-enhanced.
+        target_window: for "window", the two values that map to −1 and 1; None otherwise.
+        target_range: what −1 and 1 mean in results: the median over the training cases of the values that
+            were mapped to them, or the window.
+        enhance_contrast: enhance each target's local contrast (CLAHE); results keep it.
+        bias_correction: correct the shading of MR volumes (N4), source and target.
+        registration: how pairs were brought together.
         split: who is trained on.
         fingerprint: what the training cases look like; None where they are not known.
         assumptions: what was assumed rather than measured, a sentence each, shown at each use.
 
     Raises:
-        RequestError: a value is not allowed.
+        RequestError: a value is not allowed, or contradicts another.
     """
 
     format_version: int = FORMAT_VERSION
     source_modality: str = "ct"
     target_modality: str = "mr"
     source_units: SourceUnits = "HU"
+    source_percentile: float | None = None
     anatomy: str | None = None
     spacing: tuple[float, float, float] | None
     crop_margin_mm: float | None
     source_windows: list[list[float]]
     body_threshold: float | None
+    remove_table: bool = False
+    target_units: TargetUnits = "relative"
+    target_scaling: TargetScaling = "percentile"
     target_percentile: float
-    target_scale: float
+    target_window: list[float] | None = None
+    target_range: tuple[float, float]
+    enhance_contrast: bool = False
+    bias_correction: bool = False
+    registration: Registration = "none"
     split: Split
     fingerprint: Fingerprint | None
     assumptions: list[str] = field(default_factory=list)
@@ -128,11 +173,25 @@ class Plan:
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
             raise RequestError(
-                f"The plan has format_version {self.format_version}, this program reads {FORMAT_VERSION}; "
-                "prepare the data again or use the version that wrote it."
+                f"The plan has format_version {self.format_version}, this program writes {FORMAT_VERSION}."
             )
-        if self.source_units not in get_args(SourceUnits):
-            raise RequestError(f"The plan's source_units is {self.source_units!r}; HU or grey is allowed.")
+        for name, allowed in _WORDS.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise RequestError(f"The plan's {name} is {value!r}; {_any_of(allowed)} is allowed.")
+        for name in ("remove_table", "enhance_contrast", "bias_correction"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"The plan's {name} is {getattr(self, name)!r}; true or false is allowed.")
+        self._check_source()
+        self._check_target()
+        if self.bias_correction and not (
+            modality_is_mr(self.source_modality) or modality_is_mr(self.target_modality)
+        ):
+            raise RequestError(
+                f"The plan's bias_correction is for MR, and it translates {self.source_modality} into "
+                f"{self.target_modality}; set it to false."
+            )
+
+    def _check_source(self) -> None:
         if not self.source_windows or any(
             len(window) != 2 or not window[0] < window[1] for window in self.source_windows
         ):
@@ -152,13 +211,60 @@ class Plan:
                 f"The plan's crop_margin_mm is {self.crop_margin_mm}; "
                 "give 0 or more, or null for no cropping."
             )
+        if self.source_units == "relative":
+            if self.source_percentile is None or not 0 < self.source_percentile <= 100:
+                raise RequestError(
+                    f"The plan's source_percentile is {self.source_percentile}; where source_units is "
+                    "relative, give a number above 0 and up to 100."
+                )
+            if self.body_threshold is not None:
+                raise RequestError(
+                    f"The plan's body_threshold is {self.body_threshold:g}; where source_units is relative "
+                    "it is found for each volume: set it to null."
+                )
+        elif self.source_percentile is not None:
+            raise RequestError(
+                f"The plan's source_percentile is {self.source_percentile:g}, and source_units is "
+                f"{self.source_units}; set it to null, or source_units to relative."
+            )
+
+    def _check_target(self) -> None:
         if not 0 < self.target_percentile <= 100:
             raise RequestError(
                 f"The plan's target_percentile is {self.target_percentile}; "
                 "give a number above 0 and up to 100."
             )
-        if not 0 < self.target_scale < float("inf"):
-            raise RequestError(f"The plan's target_scale is {self.target_scale}; give a positive number.")
+        if (self.target_scaling == "window") != (self.target_units == "HU"):
+            raise RequestError(
+                f"The plan's target_scaling is {self.target_scaling} and its target_units "
+                f"{self.target_units}; window goes with HU, percentile and zscore with relative."
+            )
+        low, high = self.target_range
+        if not -float("inf") < low < high < float("inf"):
+            raise RequestError(
+                f"The plan's target_range is {list(self.target_range)}; give [low, high] with low < high."
+            )
+        if self.target_scaling != "window":
+            if self.target_window is not None:
+                raise RequestError(
+                    f"The plan's target_window is {self.target_window}, and target_scaling is "
+                    f"{self.target_scaling}; set it to null."
+                )
+            if self.target_scaling == "percentile" and low != 0:
+                raise RequestError(
+                    f"The plan's target_range is {list(self.target_range)}; where target_scaling is "
+                    "percentile it begins at 0."
+                )
+            return
+        if self.target_window != [low, high]:
+            raise RequestError(
+                f"The plan's target_window is {self.target_window} and its target_range {[low, high]}; "
+                "where target_scaling is window, give the same [low, high] for both."
+            )
+        if self.enhance_contrast:
+            raise RequestError(
+                "The plan's enhance_contrast would change HU into something else; set it to false."
+            )
 
     @property
     def channels(self) -> int:
@@ -168,7 +274,12 @@ class Plan:
     @property
     def source_fill(self) -> float:
         """Source value outside the field of view: air."""
-        return -1024.0 if self.source_units == "HU" else 0.0
+        return AIR_HU if self.source_units == "HU" else 0.0
+
+    @property
+    def target_fill(self) -> float:
+        """Value of results outside the body: air."""
+        return AIR_HU if self.target_units == "HU" else 0.0
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -202,35 +313,41 @@ class Plan:
         Raises:
             RequestError: fields are missing or unknown, or a value is not allowed.
         """
-        content = _checked_fields(cls, content, "The plan")
-        content["split"] = Split(**_checked_fields(Split, content["split"], "The plan's split"))
+        content = of_this_version(content, [f.name for f in fields(cls)])
+        content = checked_fields(cls, content, "The plan")
+        content["split"] = Split(**checked_fields(Split, content["split"], "The plan's split"))
         if content["fingerprint"] is not None:
             content["fingerprint"] = Fingerprint(
-                **_checked_fields(Fingerprint, content["fingerprint"], "The plan's fingerprint")
+                **checked_fields(Fingerprint, content["fingerprint"], "The plan's fingerprint")
             )
         try:
             if content["spacing"] is not None:
                 content["spacing"] = tuple(float(edge) for edge in content["spacing"])
             content["source_windows"] = [[float(low), float(high)] for low, high in content["source_windows"]]
-            for name in ("target_percentile", "target_scale"):
-                content[name] = float(content[name])
-            for name in ("crop_margin_mm", "body_threshold"):
+            content["target_percentile"] = float(content["target_percentile"])
+            low, high = content["target_range"]
+            content["target_range"] = (float(low), float(high))
+            if content["target_window"] is not None:
+                low, high = content["target_window"]
+                content["target_window"] = [float(low), float(high)]
+            for name in ("crop_margin_mm", "body_threshold", "source_percentile"):
                 content[name] = None if content[name] is None else float(content[name])
         except (TypeError, ValueError) as error:
             raise RequestError(f"A number of the plan cannot be read as one ({error}); repair it.") from error
         return cls(**content)
 
 
-def _checked_fields(cls: Any, content: Any, name: str) -> dict[str, Any]:
-    """A copy of `content` if it holds exactly the fields of a dataclass."""
-    if not isinstance(content, dict):
-        raise RequestError(f"{name} must be an object with named fields, got {type(content).__name__}.")
-    known = [f.name for f in fields(cls)]
-    if unknown := [key for key in content if key not in known]:
-        raise RequestError(f"{name} has an unknown field {unknown[0]!r}; known are {', '.join(known)}.")
-    if missing := [key for key in known if key not in content]:
-        raise RequestError(f"{name} lacks the field {missing[0]!r}; prepare writes {', '.join(known)}.")
-    return dict(content)
+# Fields whose value is one of a few words.
+_WORDS = {
+    "source_units": get_args(SourceUnits),
+    "target_units": get_args(TargetUnits),
+    "target_scaling": get_args(TargetScaling),
+    "registration": get_args(Registration),
+}
+
+
+def _any_of(words: tuple[str, ...]) -> str:
+    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,45 +368,39 @@ class PreparedSource:
 def prepare_source(volume: Volume, plan: Plan, mask: Volume | None = None) -> PreparedSource:
     """Bring a source volume to the networks: the one way, for training and for use.
 
-    Turned to RAS+ voxel order, resampled to the plan's spacing, masked, cropped to the body with the plan's
-    margin, windowed to [−1, 1].
+    Turned to RAS+ voxel order, rid of shading (MR, where the plan says so), resampled to the plan's spacing,
+    masked, divided by its own percentile ("relative"), cropped to the body with the plan's margin, rid of
+    what lies outside the body (where the plan says so), windowed to [−1, 1].
 
     Args:
         volume: the source in its own units, finite.
         plan: the plan to follow.
-        mask: the body (voxels above 0.5) on any grid; without one it is found by the plan's threshold.
+        mask: the body (voxels above 0.5) on any grid; without one it is found by threshold.
 
     Raises:
         RequestError: there is no body in the volume, or the mask is empty where the volume lies.
     """
     from ct2mri.data.geometry import Box, crop_or_pad, grid_with_spacing, resample, to_canonical
-    from ct2mri.data.intensity import body_mask, scale_windows
+    from ct2mri.data.intensity import relative_to_percentile, scale_windows
 
     working, _ = to_canonical(volume)
     if plan.source_units == "HU":
         # Scanners fill what lies outside their round field of view with -2000 or less; resampling would
         # spread that into its surroundings.
         working = working.with_array(np.maximum(working.array, plan.source_fill))
+    if plan.bias_correction and modality_is_mr(plan.source_modality):
+        from ct2mri.data.bias import correct_bias
+
+        working = correct_bias(working, mask)
     if plan.spacing is not None:
         grid = grid_with_spacing(working.grid, plan.spacing)
         if not _same_voxels(grid, working.grid):
             working = resample(working, grid, fill=plan.source_fill)
-    if mask is not None:
-        body = resample(mask, working.grid, interpolation="nearest", fill=0).array > 0.5
-        if not body.any():
-            raise RequestError(
-                "The body mask has no voxel above 0.5 where the source volume lies; "
-                "give a mask of the same patient in the same space."
-            )
-    elif plan.body_threshold is not None:
-        body = body_mask(working.array, working.spacing, plan.body_threshold)
-        if not body.any():
-            raise RequestError(
-                f"No body was found: nothing thicker than a few mm lies above {plan.body_threshold:g} "
-                f"(largest value {working.array.max():g}); give a volume in {plan.source_units}, or a mask."
-            )
-    else:
-        body = np.ones(working.spatial_shape, dtype=bool)
+    body = _body(working, plan, mask)
+    if plan.source_percentile is not None:
+        working = working.with_array(relative_to_percentile(working.array, body, plan.source_percentile))
+    if plan.remove_table:
+        working = working.with_array(np.where(body, working.array, np.float32(plan.source_fill)))
     if plan.crop_margin_mm is not None:
         i, j, k = (round(plan.crop_margin_mm / edge) for edge in working.spacing)
         box = Box.around(body, (i, j, k))
@@ -298,6 +409,38 @@ def prepare_source(volume: Volume, plan: Plan, mask: Volume | None = None) -> Pr
     return PreparedSource(
         scale_windows(working.array, plan.source_windows), np.ascontiguousarray(body), working.grid
     )
+
+
+def _body(working: Volume, plan: Plan, mask: Volume | None) -> NDArray[np.bool_]:
+    """The body on the working grid: of the mask, where there is one, else by threshold.
+
+    Raises:
+        RequestError: there is none.
+    """
+    from ct2mri.data.geometry import resample
+    from ct2mri.data.intensity import body_mask, otsu_threshold
+
+    if mask is not None:
+        body = resample(mask, working.grid, interpolation="nearest", fill=0).array > 0.5
+        if not body.any():
+            raise RequestError(
+                "The body mask has no voxel above 0.5 where the source volume lies; "
+                "give a mask of the same patient in the same space."
+            )
+        return body
+    threshold = plan.body_threshold
+    if plan.source_units == "relative":
+        threshold = otsu_threshold(working.array)
+    if threshold is None:
+        return np.ones(working.spatial_shape, dtype=bool)
+    body = body_mask(working.array, working.spacing, threshold)
+    if not body.any():
+        what = plan.source_units if plan.source_units != "relative" else f"{plan.source_modality} values"
+        raise RequestError(
+            f"No body was found: nothing thicker than a few mm lies above {threshold:g} "
+            f"(largest value {working.array.max():g}); give a volume in {what}, or a mask."
+        )
+    return body
 
 
 def restore_to_input(array: NDArray[Any], grid: Grid, input_volume: Volume, fill: float) -> Volume:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ct2mri.data.plan import Fingerprint, Plan
+from ct2mri.data.plan import AIR_HU, Fingerprint, Plan, SourceUnits
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
@@ -59,6 +59,22 @@ def require_ct(volume: Volume) -> None:
         )
 
 
+def require_no_ct(volume: Volume) -> None:
+    """Refuse a CT where a modality whose values have no units is wanted.
+
+    Raises:
+        RequestError: a CT by its header or by its values, or voxels that are not numbers.
+    """
+    if volume.metadata.get("modality") == "CT":
+        raise RequestError("The file's header says that its modality is CT; give the other modality.")
+    require_finite(volume)
+    if np.count_nonzero(volume.array < -500) > 0.01 * volume.array.size:
+        raise RequestError(
+            f"Values go down to {volume.array.min():.4g}, as in a CT in Hounsfield units; give the other "
+            "modality, where air is near 0."
+        )
+
+
 def require_finite(volume: Volume) -> None:
     """Refuse a volume with voxels that are not numbers.
 
@@ -104,33 +120,37 @@ class SourceFacts:
     looks_like: Anatomy | None
 
 
-def measure_source(volume: Volume, *, in_hu: bool, mask: Volume | None = None) -> SourceFacts:
+def measure_source(volume: Volume, units: SourceUnits, mask: Volume | None = None) -> SourceFacts:
     """Measure a source volume.
 
     Args:
         volume: the source on its own grid, finite.
-        in_hu: whether its values are HU.
-        mask: the body (above 0.5) on any grid; without one it is found by threshold, if in HU.
+        units: of its values.
+        mask: the body (above 0.5) on any grid; without one it is found by threshold, except in pictures.
 
     Raises:
         RequestError: no body was found.
     """
     from ct2mri.data.geometry import grid_with_spacing, resample, to_canonical
-    from ct2mri.data.intensity import body_mask
+    from ct2mri.data.intensity import body_mask, otsu_threshold
 
+    in_hu = units == "HU"
     canonical, _ = to_canonical(volume)
     edge_i, edge_j, edge_k = (max(edge, _MEASURING_MM) for edge in canonical.spacing)
     grid = grid_with_spacing(canonical.grid, (edge_i, edge_j, edge_k))
-    coarse = resample(canonical, grid, fill=-1024 if in_hu else 0)
+    coarse = resample(canonical, grid, fill=AIR_HU if in_hu else 0)
     if mask is not None:
         body = resample(mask, grid, interpolation="nearest", fill=0).array > 0.5
     elif in_hu:
         body = body_mask(coarse.array, coarse.spacing, BODY_THRESHOLD)
+    elif units == "relative":
+        body = body_mask(coarse.array, coarse.spacing, otsu_threshold(coarse.array))
     else:
         body = np.ones(coarse.spatial_shape, dtype=bool)
     if not body.any():
         raise RequestError(
-            f"No body was found (nothing thick lies above {BODY_THRESHOLD:g} HU, or the mask is empty); "
+            f"No body was found (nothing thick {'lies above' if in_hu else 'stands out from the air'}"
+            f"{f' {BODY_THRESHOLD:g} HU' if in_hu else ''}, or the mask is empty); "
             "give a volume that shows one."
         )
     extent = []
@@ -242,9 +262,8 @@ def source_warnings(volume: Volume, plan: Plan, mask: Volume | None = None) -> l
         plan: the plan, whose fingerprint holds the training cases' ranges.
         mask: the body, where one is given.
     """
-    in_hu = plan.source_units == "HU"
     try:
-        facts = measure_source(volume, in_hu=in_hu, mask=mask)
+        facts = measure_source(volume, plan.source_units, mask)
     except RequestError as error:
         return [str(error)]
     warnings = []
@@ -254,7 +273,7 @@ def source_warnings(volume: Volume, plan: Plan, mask: Volume | None = None) -> l
             f"This CT looks like {_SPOKEN[facts.looks_like]}; the model was made for {_MADE_FOR[made_for]}: "
             "its result will be wrong."
         )
-    if not in_hu:
+    if plan.source_units == "grey":
         low, high = plan.source_windows[0]
         if volume.array.min() < low or volume.array.max() > high:
             warnings.append(
