@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.data.deciding import draw_split
+from ct2mri.data.splits import draw_split
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.layouts import find_cases
 from ct2mri.data.plan import Plan, prepare_source, restore_to_input
@@ -45,7 +45,7 @@ def write_raw(root, patients=4, suffix=".nii.gz", target=lambda mr: mr):
 
 
 def run(raw, dataset, **options):
-    prepare(PrepareOptions(raw=raw, dataset=dataset, **options))
+    prepare(PrepareOptions(raw=raw, dataset=dataset, **{"workers": 0} | options))
     return PreparedDataset(dataset)
 
 
@@ -63,7 +63,7 @@ def test_pairs_become_a_data_set(tmp_path, capsys):
     )
     assert plan.fingerprint.cases == 2 and plan.fingerprint.spacing_mm == [[4, 4], [4, 4], [5, 5]]
     references = [dataset.case(case_id).target_range[1] for case_id in dataset.case_ids("train")]
-    assert plan.target_scale == np.median(references)
+    assert plan.target_range == (0.0, np.median(references))
     for case_id in dataset.case_ids():
         case = dataset.case(case_id)
         assert case.grid.orientation == "RAS"
@@ -114,7 +114,7 @@ def test_a_scanner_gain_of_ten_changes_no_bit(tmp_path):
         np.testing.assert_array_equal(a.target, b.target)
         np.testing.assert_array_equal(a.valid, b.valid)
         assert b.target_range[1] == pytest.approx(10 * a.target_range[1], rel=1e-6)
-    assert ten.plan.target_scale == pytest.approx(10 * one.plan.target_scale, rel=1e-6)
+    assert ten.plan.target_range[1] == pytest.approx(10 * one.plan.target_range[1], rel=1e-6)
 
 
 def test_bad_cases_are_left_out_by_name_and_the_rest_go_on(tmp_path, capsys):
@@ -167,32 +167,6 @@ def test_complete_cases_are_kept_and_changed_ones_prepared_again(tmp_path, capsy
     assert not list((tmp_path / "set" / "cases").glob(".*"))
 
 
-def test_a_killed_run_goes_on_with_its_plan(tmp_path, capsys, monkeypatch):
-    raw = write_raw(tmp_path / "raw", 4)
-    whole = run(raw, tmp_path / "whole")
-    from ct2mri.data import prepare as module
-
-    write_case, written = module.write_case, []
-
-    def killed(folder, **content):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(folder)
-        return write_case(folder, **content)
-
-    monkeypatch.setattr(module, "write_case", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(raw, tmp_path / "set")
-    with pytest.raises(RequestError, match="not prepared to the end"):
-        PreparedDataset(tmp_path / "set")
-    monkeypatch.setattr(module, "write_case", write_case)
-    capsys.readouterr()
-    dataset = run(raw, tmp_path / "set")
-    out = capsys.readouterr().out
-    assert "Going on" in out and out.count("is up to date") == 2
-    assert dataset.plan == whole.plan
-
-
 def test_an_edited_plan_is_followed(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", 4)
     dataset = run(raw, tmp_path / "set")
@@ -204,9 +178,9 @@ def test_an_edited_plan_is_followed(tmp_path, capsys):
     dataset = run(raw, tmp_path / "set")
     assert dataset.case_ids() == ["p0", "p1", "p2"]
     assert dataset.case("p0").spacing == (5.0, 5.0, 5.0)
-    assert json.loads(path.read_text())["target_scale"] == content["target_scale"]
+    assert json.loads(path.read_text())["target_range"] == content["target_range"]
     out = capsys.readouterr().out
-    assert "p3: LEFT OUT: its patient is on no side" in out and "p3: removed" in out
+    assert "left out: p3: its patient is on no side" in out and "p3: removed" in out
     with pytest.raises(RequestError, match="another seed"):
         run(raw, tmp_path / "set", seed=4)
     content["split"]["test"] = ["p0"]

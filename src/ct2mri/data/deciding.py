@@ -1,74 +1,91 @@
 """Deciding the plan of a data set from what was asked and from a look at every case."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ct2mri.data.cases import UNFINISHED
-from ct2mri.data.layouts import RawCase, RawData
-from ct2mri.data.pairs import check_pair
-from ct2mri.data.plan import Plan, Split
-from ct2mri.data.plausibility import BODY_THRESHOLD, SourceFacts, fingerprint, measure_source
+from ct2mri.data.layouts import RawData
+from ct2mri.data.plan import AIR_HU, Plan, SourceUnits, Split, modality_in_hu
+from ct2mri.data.plausibility import BODY_THRESHOLD, fingerprint
+from ct2mri.data.prepare_case import plan_hash
+from ct2mri.data.splits import ToldSplit, draw_split, only_adds, require_fractions, split_as_told
+from ct2mri.data.survey import most_common, refuse_unlike, survey
 from ct2mri.errors import RequestError
-from ct2mri.files import read_json
+from ct2mri.files import read_json, write_json
 from ct2mri.options import PrepareOptions
 
-# A wide window that holds every CT value, and a narrow one in which soft tissues are told apart.
-_DEFAULT_WINDOWS = [[-1024.0, 3000.0], [-160.0, 240.0]]
+# Of a CT: a wide window that holds every value, and a narrow one in which soft tissues are told apart.
+# Without units: up to a little above the percentile that a source is divided by.
+_DEFAULT_WINDOWS: dict[SourceUnits, list[list[float]]] = {
+    "HU": [[AIR_HU, 3000.0], [-160.0, 240.0]],
+    "grey": [[0.0, 255.0]],
+    "relative": [[0.0, 1.25]],
+}
+_DEFAULT_TARGET_WINDOW = [AIR_HU, 3000.0]
 _DEFAULT_MARGIN_MM = 8.0
+_SOURCE_PERCENTILE = 99.5
+
+# What of the request the plan depends on, beside the files of a plan and of a split.
+_ASKED = (
+    "source",
+    "target",
+    "source_series",
+    "target_series",
+    "anatomy",
+    "spacing",
+    "windows",
+    "register",
+    "bias_correction",
+    "remove_table",
+    "target_scaling",
+    "target_percentile",
+    "target_window",
+    "enhance_contrast",
+    "validation_fraction",
+    "test_fraction",
+    "seed",
+)
+
+# Of these, fields of a given plan under the same name; they may not be asked for beside it.
+_IN_PLAN = (
+    "bias_correction",
+    "remove_table",
+    "target_scaling",
+    "target_percentile",
+    "target_window",
+    "enhance_contrast",
+)
 
 
-def read_splits(options: PrepareOptions, raw: RawData) -> dict[str, list[str]] | None:
-    """The split file asked for, or the one that lies in the raw folder."""
-    path = options.splits
-    if path is None:
-        path = options.raw / "splits.json"
-        if not path.is_file():
-            return None
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"The split file {path} cannot be read as JSON ({error}).") from error
-    sides = ("train", "validation", "test")
-    if (
-        not isinstance(content, dict)
-        or not content.get("train")
-        or any(key not in sides or not isinstance(ids, list) for key, ids in content.items())
-    ):
-        raise RequestError(
-            f"The split file {path} must hold lists of patient identifiers under train, validation and test "
-            "(train at least)."
-        )
-    splits = {side: [str(patient_id) for patient_id in content.get(side, [])] for side in sides}
-    if not {case.patient_id for case in raw.cases} & {p for ids in splits.values() for p in ids}:
-        raise RequestError(
-            f"The split file {path} names none of the patients in {options.raw} "
-            f"(e.g. {raw.cases[0].patient_id}); a patient's identifier is the name of its folder."
-        )
-    print(f"Split: as {path} says.")
-    return splits
+@dataclass(frozen=True)
+class Decided:
+    """The plan to work by, and what is known beside it.
+
+    Attributes:
+        plan: the plan.
+        is_draft: whether its target range is still to be measured, when all cases are prepared.
+        contrast: the MR contrast of the targets, where it is known.
+        left_out: cases that cannot be used, and why.
+        taken_out: patients whom a person took out of the split, or left out of the plan that was given.
+    """
+
+    plan: Plan
+    is_draft: bool
+    contrast: str | None
+    left_out: dict[str, str]
+    taken_out: set[str]
 
 
-def decisions_of(options: PrepareOptions, splits: dict[str, list[str]] | None) -> dict[str, Any]:
-    """What of the request the plan depends on."""
+def decisions_of(options: PrepareOptions, told: ToldSplit | None) -> dict[str, Any]:
+    """What of the request the plan depends on, as JSON holds it."""
     given = None if options.plan is None else hashlib.sha256(_plan_bytes(options.plan)).hexdigest()
-    return {
-        "plan": given,
-        "anatomy": options.anatomy,
-        "spacing": options.spacing,
-        "windows": options.windows,
-        "target_percentile": options.target_percentile,
-        "validation_fraction": options.validation_fraction,
-        "test_fraction": options.test_fraction,
-        "splits": splits,
-        "seed": options.seed,
-    }
+    asked = {name: getattr(options, name) for name in _ASKED}
+    return {"plan": given, **asked, "splits": told}
 
 
 def _plan_bytes(path: Path) -> bytes:
@@ -76,8 +93,8 @@ def _plan_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> tuple[Plan, bool] | None:
-    """The plan that the data set holds, and whether its target scale is still to be measured.
+def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> Decided | None:
+    """The plan that the data set holds, where it was made by the same request.
 
     Raises:
         RequestError: the data set was prepared by another request.
@@ -87,61 +104,82 @@ def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> tuple[Plan
         content = read_json(unfinished)
         if content["is_draft"] and content["options"] == decisions:
             print("Going on with the plan of the run that was cut off.")
-            return Plan.from_dict(content["plan"]), True
-    if finished.is_file():
-        plan = Plan.read(finished)
-        summary = options.dataset / "prepare.json"
-        before = read_json(summary)["options"] if summary.is_file() else decisions
-        changed = [name for name, value in decisions.items() if before.get(name) != value]
-        if options.plan is None and (changed := [name for name in changed if name != "plan"]):
-            name = changed[0]
-            raise RequestError(
-                f"{options.dataset} was prepared with another {name} ({before.get(name)} before, "
-                f"{decisions[name]} now); edit its plan.json and run again, or name another folder."
-            )
-        if not changed or options.plan is None:
-            print(f"Following {finished}.")
-            return plan, False
-    return None
+            return Decided(Plan.from_dict(content["plan"]), True, content["contrast"], {}, set())
+    if not finished.is_file():
+        return None
+    plan = Plan.read(finished)
+    summary = options.dataset / "prepare.json"
+    content = read_json(summary) if summary.is_file() else {"options": decisions, "cases": []}
+    before = content["options"]
+    changed = [name for name, value in decisions.items() if name in before and before[name] != value]
+    told_before, told = before.get("splits"), decisions["splits"]
+    if "splits" in changed and told_before and told and only_adds(told_before, told):
+        changed.remove("splits")
+    if options.plan is not None:
+        if changed:
+            return None
+    elif changed := [name for name in changed if name != "plan"]:
+        name = changed[0]
+        was = "" if name == "splits" else f" ({before[name]} before, {decisions[name]} now)"
+        raise RequestError(
+            f"{options.dataset} was prepared with another {name}{was}; edit its plan.json and run again, or "
+            "name another folder."
+        )
+    print(f"Following {finished}.")
+    on_a_side = {case["patient_id"] for case in content["cases"] if case.get("split") is not None}
+    taken_out = {*on_a_side, *content.get("taken_out", [])} - set(plan.split.patient_ids)
+    return Decided(plan, False, None, {}, taken_out)
 
 
-def decide_plan(
-    options: PrepareOptions, raw: RawData, splits: dict[str, list[str]] | None, left_out: dict[str, str]
-) -> tuple[Plan, bool]:
-    """Decide the plan; cases that cannot be used are added to `left_out`.
+def keep_for_resuming(options: PrepareOptions, decisions: dict[str, Any], decided: Decided) -> None:
+    """Write down by which plan the data set is being prepared; `known_plan` reads it after a kill."""
+    content = {
+        "options": decisions,
+        "is_draft": decided.is_draft,
+        "contrast": decided.contrast,
+        "plan": asdict(decided.plan),
+    }
+    write_json(options.dataset / UNFINISHED, content)
+
+
+def decide_plan(options: PrepareOptions, raw: RawData, told: ToldSplit | None) -> Decided:
+    """Decide the plan.
 
     A given plan is followed as it is where its split names patients of the raw data. Where it comes from
-    other patients, or a split is given, its settings are kept, and split, fingerprint and target scale are
+    other patients, or a split is given, its settings are kept, and split, fingerprint and target range are
     those of these data.
-
-    Returns:
-        The plan, and whether its target scale is still to be measured.
 
     Raises:
         RequestError: the request is not allowed or contradicts itself, or no case can be used.
     """
-    in_hu = not raw.pictures
-    if options.plan is None:
-        settings = _default_settings(options, in_hu)
-    else:
-        settings = Plan.read(options.plan)
-        _refuse_contradictions(options, raw, settings)
-        if splits is None and {case.patient_id for case in raw.cases} & set(settings.split.patient_ids):
-            return settings, False
-    if splits is None:
-        _require_fractions(options.validation_fraction, options.test_fraction)
-    facts = _survey(raw.cases, in_hu, left_out)
-    usable = sorted({case.patient_id for case in raw.cases if case.case_id in facts})
-    if splits is None:
+    settings = settings_of(options, raw)
+    patients = {case.patient_id for case in raw.cases}
+    if told is None and patients & set(settings.split.patient_ids):
+        return Decided(settings, False, None, {}, patients - set(settings.split.patient_ids))
+    if told is None:
+        require_fractions(options.validation_fraction, options.test_fraction)
+    settings = replace(settings, split=Split(options.seed, [], [], []), fingerprint=None)
+    looks, left_out = survey(raw.cases, settings, plan_hash(settings), options.dataset, options.workers)
+    contrast = most_common(look.contrast for look in looks.values())
+    for name, look in list(looks.items()):
+        try:
+            refuse_unlike(look.contrast, contrast, options)
+        except RequestError as error:
+            left_out[name] = str(error)
+            del looks[name]
+    if not looks:
+        raise no_case_left({**raw.left_out, **left_out})
+    usable = sorted({case.patient_id for case in raw.cases if case.case_id in looks})
+    if told is None:
         split = draw_split(usable, options.validation_fraction, options.test_fraction, options.seed)
     else:
-        split = _split_as_told(splits, usable, options.seed)
+        split = split_as_told(told, usable, options.seed)
     train = set(split.train)
-    trained = [facts[c.case_id] for c in raw.cases if c.case_id in facts and c.patient_id in train]
+    trained = [looks[c.case_id].facts for c in raw.cases if c.case_id in looks and c.patient_id in train]
     if not trained:
         raise RequestError("No case of a training patient can be used; look at the reasons above.")
     spacing = settings.spacing
-    if in_hu and options.plan is None and options.spacing is None:
+    if not raw.pictures and options.plan is None and options.spacing is None:
         i, j, k = (round(float(np.median([f.spacing[axis] for f in trained])), 3) for axis in range(3))
         spacing = (i, j, k)
     plan = replace(
@@ -151,28 +189,80 @@ def decide_plan(
         spacing=spacing,
         anatomy=options.anatomy or settings.anatomy,
     )
-    return plan, True
+    return Decided(plan, True, contrast, left_out, set())
 
 
-def _default_settings(options: PrepareOptions, in_hu: bool) -> Plan:
-    """A plan of what was asked and our defaults; nobody in its split yet, nothing measured."""
+def no_case_left(left_out: dict[str, str]) -> RequestError:
+    """The error that says that nothing remains, with the first reason."""
+    name, reason = next(iter(left_out.items()))
+    return RequestError(f"None of {len(left_out)} cases can be used; the first, {name}: {reason}")
+
+
+def settings_of(options: PrepareOptions, raw: RawData) -> Plan:
+    """The given plan, or one of what was asked and our defaults, with nobody in its split.
+
+    Raises:
+        RequestError: the request is not allowed, or contradicts the given plan or the raw data.
+    """
+    if options.plan is not None:
+        given = Plan.read(options.plan)
+        _refuse_contradictions(options, raw, given)
+        return given
     spacing: tuple[float, float, float] | None = None
     if options.spacing is not None:
         if len(options.spacing) != 3:
             raise RequestError(f"--spacing takes three voxel edges in mm, got {options.spacing}.")
         spacing = (options.spacing[0], options.spacing[1], options.spacing[2])
-    windows = options.windows or (_DEFAULT_WINDOWS if in_hu else [[0.0, 255.0]])
+    if raw.pictures and options.register != "none":
+        raise RequestError("--register is for volumes, and these are pictures; leave it out.")
+    source_units = _source_units(options, raw)
+    in_hu = not raw.pictures and modality_in_hu(options.target)
+    if options.target_window is not None and not in_hu:
+        raise RequestError(
+            f"--target_window is for targets in HU, and {options.target} has no units here; leave it out."
+        )
+    if options.target_scaling == "zscore" and in_hu:
+        raise RequestError(
+            f"--target_scaling is for targets without units, and {options.target} is in HU, which a window "
+            "scales; give --target_window, or leave both out."
+        )
+    window = _target_window(options) if in_hu else None
+    windows = options.windows or _DEFAULT_WINDOWS[source_units]
     return Plan(
-        source_units="HU" if in_hu else "grey",
+        source_modality=options.source.lower(),
+        target_modality=options.target.lower(),
+        source_units=source_units,
+        source_percentile=_SOURCE_PERCENTILE if source_units == "relative" else None,
         spacing=spacing,
-        crop_margin_mm=_DEFAULT_MARGIN_MM if in_hu else None,
+        crop_margin_mm=None if raw.pictures else _DEFAULT_MARGIN_MM,
         source_windows=[[float(value) for value in window] for window in windows],
-        body_threshold=BODY_THRESHOLD if in_hu else None,
+        body_threshold=BODY_THRESHOLD if source_units == "HU" else None,
+        remove_table=options.remove_table and not raw.pictures,
+        target_units="HU" if in_hu else "relative",
+        target_scaling="window" if in_hu else options.target_scaling,
         target_percentile=options.target_percentile,
-        target_scale=1.0,  # measured when all cases are prepared
+        target_window=window,
+        # Measured when all cases are prepared, but for a window.
+        target_range=(0.0, 1.0) if window is None else (window[0], window[1]),
+        enhance_contrast=options.enhance_contrast,
+        bias_correction=options.bias_correction,
+        registration=options.register,
         split=Split(options.seed, [], [], []),
         fingerprint=None,
     )
+
+
+def _source_units(options: PrepareOptions, raw: RawData) -> SourceUnits:
+    if raw.pictures:
+        return "grey"
+    return "HU" if modality_in_hu(options.source) else "relative"
+
+
+def _target_window(options: PrepareOptions) -> list[float]:
+    window: Sequence[float] = options.target_window or _DEFAULT_TARGET_WINDOW
+    if len(window) != 2 or not window[0] < window[1]:
+        raise RequestError(f"--target_window takes two values in HU, the lower first; got {list(window)}.")
+    return [float(window[0]), float(window[1])]
 
 
 def _refuse_contradictions(options: PrepareOptions, raw: RawData, given: Plan) -> None:
@@ -180,62 +270,24 @@ def _refuse_contradictions(options: PrepareOptions, raw: RawData, given: Plan) -
         raise RequestError(
             "--plan says spacing and windows already; leave out --spacing and --windows, or edit it."
         )
-    if (given.source_units == "HU") != (not raw.pictures):
+    defaults = {field.name: field.default for field in fields(PrepareOptions)}
+    in_plan = {name: getattr(given, name) for name in _IN_PLAN} | {"register": given.registration}
+    for name, value in in_plan.items():
+        if getattr(options, name) not in (defaults[name], value):
+            raise RequestError(
+                f"{options.plan} has another {name} ({value}) than --{name} ({getattr(options, name)}); "
+                "leave that out, or edit the plan."
+            )
+    asked = (options.source.lower(), options.target.lower())
+    if asked != (given.source_modality, given.target_modality):
+        raise RequestError(
+            f"{options.plan} translates {given.source_modality} into {given.target_modality}, asked is "
+            f"{asked[0]} into {asked[1]}; give --source {given.source_modality} --target "
+            f"{given.target_modality}, or another plan."
+        )
+    if given.source_units != _source_units(options, raw):
         raise RequestError(
             f"{options.plan} is for sources in {given.source_units}, {options.raw} holds "
-            f"{'volumes in HU' if not raw.pictures else 'grey pictures'}; take a plan for such data."
+            f"{'grey pictures' if raw.pictures else f'volumes in {_source_units(options, raw)} units'}; take "
+            "a plan for such data."
         )
-
-
-def _survey(cases: Sequence[RawCase], in_hu: bool, left_out: dict[str, str]) -> dict[str, SourceFacts]:
-    """Check and measure every case; those that cannot be used are added to `left_out`."""
-    facts: dict[str, SourceFacts] = {}
-    with tqdm(cases, desc="look", unit="case", file=sys.stderr) as progress:
-        for case in progress:
-            try:
-                source, target, mask = case.load()
-                check_pair(source, target, in_hu)
-                facts[case.case_id] = measure_source(source, in_hu=in_hu, mask=mask)
-            except RequestError as error:
-                left_out[case.case_id] = str(error)
-                tqdm.write(f"{case.case_id}: LEFT OUT: {error}", file=sys.stdout)
-    if not facts:
-        name, reason = next(iter(left_out.items()))
-        raise RequestError(f"None of {len(left_out)} cases can be used; the first, {name}: {reason}")
-    return facts
-
-
-def draw_split(patients: Sequence[str], validation_fraction: float, test_fraction: float, seed: int) -> Split:
-    """Draw patients for validation and test, at least one for each that is asked for; the others train.
-
-    Raises:
-        RequestError: the fractions leave nobody to train on, or there are too few patients.
-    """
-    _require_fractions(validation_fraction, test_fraction)
-    needed = 1 + (validation_fraction > 0) + (test_fraction > 0)
-    if len(patients) < needed:
-        raise RequestError(
-            f"{len(patients)} usable patients cannot be split into training, validation and test; "
-            f"bring at least {needed}, or set --validation_fraction or --test_fraction to 0."
-        )
-    validation = max(1, round(validation_fraction * len(patients))) if validation_fraction else 0
-    test = max(1, round(test_fraction * len(patients))) if test_fraction else 0
-    order = [str(p) for p in np.random.default_rng(seed).permutation(sorted(patients))]
-    held_out = validation + test
-    return Split(
-        seed, sorted(order[held_out:]), sorted(order[:validation]), sorted(order[validation:held_out])
-    )
-
-
-def _require_fractions(validation_fraction: float, test_fraction: float) -> None:
-    if validation_fraction < 0 or test_fraction < 0 or validation_fraction + test_fraction >= 1:
-        raise RequestError(
-            f"The shares for validation ({validation_fraction:g}) and test ({test_fraction:g}) must be 0 or "
-            "more and add up to less than 1."
-        )
-
-
-def _split_as_told(splits: dict[str, list[str]], usable: Sequence[str], seed: int) -> Split:
-    """The split of a file, without patients that are not there."""
-    Split(seed, **splits)  # refuses a patient on two sides, also one that is not there
-    return Split(seed, **{side: sorted(set(ids) & set(usable)) for side, ids in splits.items()})

@@ -1,0 +1,134 @@
+"""Who is trained on, validated on and held out: drawn, told by a file, and for patients who come later."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ct2mri.data.layouts import RawData
+from ct2mri.data.plan import Split
+from ct2mri.errors import RequestError
+from ct2mri.files import read_json
+from ct2mri.options import PrepareOptions
+
+Side = Literal["train", "validation", "test"]
+SIDES: tuple[Side, ...] = ("train", "validation", "test")
+
+ToldSplit = dict[Side, list[str]]
+
+
+def read_splits(options: PrepareOptions, raw: RawData) -> ToldSplit | None:
+    """The split file asked for, or the one that lies in the raw folder.
+
+    Raises:
+        RequestError: it cannot be read, names a patient twice, or none who is there.
+    """
+    path = options.splits
+    if path is None:
+        path = options.raw / "splits.json"
+        if not path.is_file():
+            return None
+    told = _read_told(path)
+    if not {case.patient_id for case in raw.cases} & {p for ids in told.values() for p in ids}:
+        raise RequestError(
+            f"The split file {path} names none of the patients in {options.raw} "
+            f"(e.g. {raw.cases[0].patient_id}); take their identifiers as the layout knows them."
+        )
+    print(f"Split: as {path} says.")
+    return told
+
+
+def _read_told(path: Path) -> ToldSplit:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"The split file {path} cannot be read as JSON ({error}).") from error
+    if (
+        not isinstance(content, dict)
+        or not content.get("train")
+        or any(key not in SIDES or not isinstance(ids, list) for key, ids in content.items())
+    ):
+        raise RequestError(
+            f"The split file {path} must hold lists of patient identifiers under train, validation and test "
+            "(train at least)."
+        )
+    told: ToldSplit = {side: [str(patient_id) for patient_id in content.get(side, [])] for side in SIDES}
+    Split(0, **told)  # refuses a patient on two sides, also one that is not there
+    return told
+
+
+def split_as_told(told: ToldSplit, usable: Iterable[str], seed: int) -> Split:
+    """The split of a file, without patients that are not there."""
+    there = set(usable)
+    return Split(seed, **{side: sorted(set(ids) & there) for side, ids in told.items()})
+
+
+def only_adds(before: ToldSplit, now: ToldSplit) -> bool:
+    """Whether a split file only names more patients than before, none of them on another side."""
+    return all(set(ids) <= set(now[side]) for side, ids in before.items())
+
+
+def draw_split(patients: Sequence[str], validation_fraction: float, test_fraction: float, seed: int) -> Split:
+    """Draw patients for validation and test, at least one for each that is asked for; the others train.
+
+    Raises:
+        RequestError: the fractions leave nobody to train on, or there are too few patients.
+    """
+    require_fractions(validation_fraction, test_fraction)
+    needed = 1 + (validation_fraction > 0) + (test_fraction > 0)
+    if len(patients) < needed:
+        raise RequestError(
+            f"{len(patients)} usable patients cannot be split into training, validation and test; "
+            f"bring at least {needed}, or set --validation_fraction or --test_fraction to 0."
+        )
+    validation = max(1, round(validation_fraction * len(patients))) if validation_fraction else 0
+    test = max(1, round(test_fraction * len(patients))) if test_fraction else 0
+    order = [str(p) for p in np.random.default_rng(seed).permutation(sorted(patients))]
+    held_out = validation + test
+    return Split(
+        seed, sorted(order[held_out:]), sorted(order[:validation]), sorted(order[validation:held_out])
+    )
+
+
+def require_fractions(validation_fraction: float, test_fraction: float) -> None:
+    """Refuse shares that leave nobody to train on.
+
+    Raises:
+        RequestError: they are negative, or add up to 1 or more.
+    """
+    if validation_fraction < 0 or test_fraction < 0 or validation_fraction + test_fraction >= 1:
+        raise RequestError(
+            f"The shares for validation ({validation_fraction:g}) and test ({test_fraction:g}) must be 0 or "
+            "more and add up to less than 1."
+        )
+
+
+def side_of_newcomer(patient_id: str, options: PrepareOptions, told: ToldSplit | None) -> Side | None:
+    """The side of a patient who comes to a data set that has its split already.
+
+    As the split file tells, else by a number drawn from the seed and the identifier alone, so that neither
+    the order in which patients come nor who comes with them matters.
+
+    Returns:
+        The side; None where there is a split file and it does not name the patient.
+    """
+    if told is not None:
+        return next((side for side in SIDES if patient_id in told[side]), None)
+    digest = hashlib.sha256(f"{options.seed}:{patient_id}".encode()).digest()
+    drawn = int.from_bytes(digest[:8], "big") / 2**64
+    if drawn < options.test_fraction:
+        return "test"
+    return "validation" if drawn < options.test_fraction + options.validation_fraction else "train"
+
+
+def with_newcomers(split: Split, sides: dict[str, Side]) -> Split:
+    """A split with more patients, each on the side given."""
+    return Split(
+        split.seed,
+        **{
+            side: sorted({*getattr(split, side), *(p for p, s in sides.items() if s == side)})
+            for side in SIDES
+        },
+    )
