@@ -120,9 +120,9 @@ def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> Decided | 
             return None
     elif changed := [name for name in changed if name != "plan"]:
         name = changed[0]
-        was = "" if name == "splits" else f" ({before[name]} before, {decisions[name]} now)"
+        what = f"{name} ({before[name]} before, {decisions[name]} now)"
         raise RequestError(
-            f"{options.dataset} was prepared with another {name}{was}; edit its plan.json and run again, or "
+            f"{options.dataset} was prepared with another {'split file' if name == 'splits' else what}; edit its plan.json and run again, or "
             "name another folder."
         )
     print(f"Following {finished}.")
