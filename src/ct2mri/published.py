@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.plausibility import BODY_THRESHOLD
 from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice_stacks

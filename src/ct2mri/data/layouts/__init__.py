@@ -4,10 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from ct2mri.data.layouts.bids import Bids
 from ct2mri.data.layouts.cases import Adapter, Picture, RawCase, RawData, RawImage, VolumeFile, load_picture
+from ct2mri.data.layouts.dicom import Dicom, GoldAtlas
 from ct2mri.data.layouts.flat import Flat
 from ct2mri.data.layouts.pairs import Pairs, stems_seen
+from ct2mri.data.layouts.published import Published
 from ct2mri.data.layouts.slices import Slices
+from ct2mri.data.layouts.synthrad import SynthRAD2023, SynthRAD2025
 from ct2mri.errors import RequestError
 from ct2mri.options import RawDataOptions
 
@@ -15,9 +19,9 @@ __all__ = ["Picture", "RawCase", "RawData", "RawImage", "VolumeFile", "find_case
 
 # From the most particular to the most general: the first rank that recognises a folder counts.
 _RANKS: Sequence[Sequence[Adapter]] = (
-    (),
-    (Slices(), Pairs(), Flat()),
-    (),
+    (SynthRAD2023(), SynthRAD2025(), GoldAtlas(), Bids()),
+    (Slices(), Pairs(), Flat(), Published()),
+    (Dicom(),),
 )
 
 
@@ -96,20 +100,31 @@ def _refuse_empty(raw: Path, found: RawData) -> None:
 
 
 def _look_at_contrasts(found: RawData, options: RawDataOptions) -> None:
-    """Refuse targets of several MR contrasts; say it of sources, whose contrast is seen by the network."""
-    for role in ("source", "target"):
-        contrasts = Counter(case.facts.get(f"{role}_contrast", "not told") for case in found.cases)
+    """Never let targets of several MR contrasts be learnt as one, unless each image was asked for by name.
+
+    Of sources the network sees the contrast, so there it is said.
+    """
+    for role, series in (("source", options.source_series), ("target", options.target_series)):
+        contrasts = Counter(case.facts.get(f"{role}_contrast") for case in found.cases)
         if len(contrasts) < 2:
             continue
-        told = ", ".join(f"{contrast} in {n} cases" for contrast, n in contrasts.most_common())
-        sentence = f"The {role} images are of several MR contrasts ({told})"
-        if role == "target":
+        told = ", ".join(f"{contrast or 'not told'} in {n} cases" for contrast, n in contrasts.most_common())
+        if role == "source" or series is not None:
+            found.notes.append(f"The {role} images are of several MR contrasts: {told}.")
+            continue
+        known = [contrast for contrast in contrasts if contrast is not None]
+        if len(known) > 1:
             raise RequestError(
-                f"{sentence}, of which a model would learn a mixture; take one with --target "
-                f"{options.target if options.target not in ('mr', 'mri') else 't1'} or --target_series and a "
-                "part of its name."
+                f"The target images are of several MR contrasts ({told}), of which a model would learn a "
+                "mixture; take one with --target (t1, t1c, t2, …), or name those that belong together with "
+                "--target_series and a part of all their names."
             )
-        found.notes.append(f"{sentence}; each case keeps its own by name.")
+        for case in [case for case in found.cases if case.facts.get("target_contrast") is None]:
+            found.left_out[case.case_id] = (
+                f"the MR contrast of {case.target_name} is not told, that of the others is {known[0]}; say "
+                "that it belongs to them with --target_series and a part of all their names"
+            )
+            found.cases.remove(case)
 
 
 def _look_for_cbct(found: RawData, options: RawDataOptions) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ct2mri.data.layouts.cases import RawCase, RawData, VolumeFile, visible_folders
-from ct2mri.data.layouts.naming import choose, named_after, named_exactly, same_modality
+from ct2mri.data.layouts.naming import choose, named_after, named_exactly, only_mask, same_modality
 from ct2mri.data.layouts.pairs import image_facts, volumes_of
 from ct2mri.errors import RequestError
 from ct2mri.options import Layout, RawDataOptions
@@ -39,11 +39,7 @@ class Flat:
             try:
                 source = _choose(sources, patient, options.source, options.source_series, "--source_series")
                 target = _choose(targets, patient, options.target, options.target_series, "--target_series")
-                mask = (
-                    _choose(masks, patient, "mask", None, "one name")
-                    if any(image.patient == patient for image in masks)
-                    else None
-                )
+                mask = only_mask([image.path for image in masks if image.patient == patient])
             except RequestError as error:
                 found.left_out[patient] = str(error)
                 continue
@@ -68,18 +64,18 @@ def _images(raw: Path, word: str) -> list[_Named]:
 
     images = []
     for path in volumes_of(raw):
-        split = _split(volume_stem(path), word)
-        if path.is_file() and split is not None:
-            images.append(_Named(path, split))
+        patient = patient_of(volume_stem(path), word)
+        if path.is_file() and patient is not None:
+            images.append(_Named(path, patient))
     for folder in visible_folders(raw):
         if named_exactly(folder.name, word) or named_after(folder.name, word):
             for path in volumes_of(folder):
                 stem = volume_stem(path)
-                images.append(_Named(path, _split(stem, word) or stem))
+                images.append(_Named(path, patient_of(stem, word) or stem))
     return images
 
 
-def _split(stem: str, word: str) -> str | None:
+def patient_of(stem: str, word: str) -> str | None:
     """The patient that a file name tells for a modality: `p1_ct`, `p1_mr_t1`, `ct_p1` → p1; else None."""
     parts = re.split(r"([_\-.\s]+)", stem)  # names and what stands between them, in turn
     names, between = parts[::2], parts[1::2]
@@ -97,7 +93,7 @@ def _split(stem: str, word: str) -> str | None:
 
 def _choose(images: list[_Named], patient: str, word: str, series: str | None, option: str) -> Path:
     own = [image.path for image in images if image.patient == patient]
-    return choose(own, lambda path: path.name, f"{word} image", series, option)
+    return choose(own, lambda path: path.name, word, series, option)
 
 
 def _within(raw: Path, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from ct2mri.errors import RequestError
@@ -9,6 +10,7 @@ from ct2mri.errors import RequestError
 Image = TypeVar("Image")
 
 _MR = {"mr", "mri"}
+_WITH_AGENT = " with contrast agent"
 _ALIASES = [
     _MR,
     {"pet", "pt"},
@@ -24,7 +26,7 @@ _CONTRASTS = {
     **dict.fromkeys(("t2", "t2w"), "T2w"),
     **dict.fromkeys(("pd", "pdw"), "PDw"),
     **dict.fromkeys(("flair", "t2flair"), "FLAIR"),
-    **dict.fromkeys(("t1c", "t1ce", "t1gd"), "T1w with contrast agent"),
+    **dict.fromkeys(("t1c", "t1ce", "t1gd"), f"T1w{_WITH_AGENT}"),
     **dict.fromkeys(("t2s", "t2star", "t2starw"), "T2starw"),
     **{word: word.upper() for word in ("swi", "dwi", "adc")},
 }
@@ -54,6 +56,11 @@ def contrast_of(name: str) -> str | None:
     return found[0] if found else None
 
 
+def with_agent(contrast: str, agent: bool) -> str:
+    """The name of a contrast where a contrast agent was given, or not."""
+    return f"{contrast}{_WITH_AGENT}" if agent else contrast
+
+
 def says_cbct(name: str) -> bool:
     """Whether a name says that an image is a cone-beam CT."""
     return "cbct" in tokens(name) or "conebeam" in name.lower().replace("-", "").replace("_", "")
@@ -81,7 +88,6 @@ def choose(
     word: str,
     series: str | None,
     option: str,
-    within: str = "",
 ) -> Image:
     """The one image that is meant among those of a modality.
 
@@ -91,14 +97,13 @@ def choose(
         word: the modality asked for.
         series: part of the name of the one that is meant, or None where there is but one.
         option: the option that names it, `--target_series`.
-        within: name of their folder, which `series` may be a part of as well.
 
     Raises:
         RequestError: none is left, or several.
     """
     if not images:
-        raise RequestError(f"it has no {word}")
-    meant = [i for i in images if series is None or series.lower() in f"{within}/{name(i)}".lower()]
+        raise RequestError(f"it has no {word} image")
+    meant = [image for image in images if series is None or series.lower() in name(image).lower()]
     if len(meant) == 1:
         return meant[0]
     names = ", ".join(sorted(name(image) for image in meant or images))
@@ -108,3 +113,14 @@ def choose(
         f"it has several {word} images ({names}); keep one, or say which to take with {option} and a part "
         "of its name"
     )
+
+
+def only_mask(paths: Sequence[Path]) -> Path | None:
+    """The one mask among files, or None where there is none.
+
+    Raises:
+        RequestError: there are several.
+    """
+    if len(paths) > 1:
+        raise RequestError(f"it has several masks ({', '.join(path.name for path in paths)}); keep one")
+    return paths[0] if paths else None

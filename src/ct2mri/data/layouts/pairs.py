@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ct2mri.data.layouts.cases import RawCase, RawData, VolumeFile, visible_folders
-from ct2mri.data.layouts.naming import choose, contrast_of, is_mr_word, named_after, named_exactly, says_cbct
+from ct2mri.data.layouts.naming import (
+    choose,
+    contrast_of,
+    is_mr_word,
+    named_after,
+    named_exactly,
+    only_mask,
+    says_cbct,
+)
 from ct2mri.errors import RequestError
 from ct2mri.options import Layout, RawDataOptions
 
@@ -21,10 +29,10 @@ class Pairs:
     )
 
     def recognises(self, raw: Path, options: RawDataOptions) -> bool:
-        """Whether some subfolder holds an image named by one of the two modalities."""
+        """Whether some subfolder holds images named by the two modalities."""
         for folder in visible_folders(raw):
             volumes = volumes_of(folder)
-            if any(_named(volumes, word) for word in (options.source, options.target)):
+            if all(_named(volumes, word) for word in (options.source, options.target)):
                 return True
         return False
 
@@ -50,10 +58,9 @@ def add_pair(
     """
     volumes = volumes_of(folder)
     try:
-        source = _choose(folder, volumes, options.source, options.source_series, "--source_series")
-        target = _choose(folder, volumes, options.target, options.target_series, "--target_series")
-        masks = _named(volumes, "mask")
-        mask = choose(masks, _file_name, "mask", None, "--mask") if masks else None
+        source = _choose(volumes, options.source, options.source_series, "--source_series")
+        target = _choose(volumes, options.target, options.target_series, "--target_series")
+        mask = only_mask(_named(volumes, "mask"))
     except RequestError as error:
         found.left_out[folder.name] = str(error)
         return
@@ -100,7 +107,7 @@ def stems_seen(raw: Path) -> list[str]:
     return [stem for stem, _ in seen.most_common(6)]
 
 
-def _choose(folder: Path, volumes: list[Path], word: str, series: str | None, option: str) -> Path:
+def _choose(volumes: list[Path], word: str, series: str | None, option: str) -> Path:
     """The image of a folder that a modality means.
 
     Raises:
@@ -110,7 +117,7 @@ def _choose(folder: Path, volumes: list[Path], word: str, series: str | None, op
     if not images:
         there = ", ".join(path.name for path in volumes)
         raise RequestError(f"it has no {word}.*{f' (there is {there})' if there else ''}")
-    return choose(images, _file_name, word, series, option, folder.name)
+    return choose(images, _file_name, word, series, option)
 
 
 def _named(volumes: list[Path], word: str) -> list[Path]:

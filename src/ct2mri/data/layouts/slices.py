@@ -15,11 +15,10 @@ class Slices:
     needs = "a folder with ct_axial.png and mr_axial.png (or coronal, sagittal)"
 
     def recognises(self, raw: Path, options: RawDataOptions) -> bool:
-        """Whether some subfolder holds a picture named by one of the two modalities and a plane."""
+        """Whether some subfolder holds pictures of one plane, named by the two modalities."""
         return any(
-            (folder / f"{word}_{plane}.png").is_file()
+            all((folder / f"{word}_{plane}.png").is_file() for word in (options.source, options.target))
             for folder in visible_folders(raw)
-            for word in (options.source, options.target)
             for plane in SLICE_AXIS
         )
 
