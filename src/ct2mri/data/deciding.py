@@ -122,8 +122,8 @@ def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> Decided | 
         name = changed[0]
         what = f"{name} ({before[name]} before, {decisions[name]} now)"
         raise RequestError(
-            f"{options.dataset} was prepared with another {'split file' if name == 'splits' else what}; edit its plan.json and run again, or "
-            "name another folder."
+            f"{options.dataset} was prepared with another {what if name != 'splits' else 'split file'}; edit "
+            "its plan.json and run again, or name another folder."
         )
     print(f"Following {finished}.")
     on_a_side = {case["patient_id"] for case in content["cases"] if case.get("split") is not None}
