@@ -51,7 +51,7 @@ DIFFERENCES = (
 """What slices at one position usually differ in."""
 
 _POSITION_TOLERANCE = 0.05  # of the slice distance,
-_POSITION_ROUNDING_MM = 0.06  # or what rounding to tenths of a millimetre makes
+_POSITION_ROUNDING_MM = 0.11  # or what rounding to tenths of a millimetre makes of slice and ends
 _DRIFT_TOLERANCE = 0.25  # of a pixel, over the whole stack
 _SHOWN = 5
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ct2mri.data.dicom_files import frame_number, frame_value
 from ct2mri.data.dicom_frames import Frame
+from ct2mri.data.quiet import quiet_libraries
 from ct2mri.errors import RequestError
 
 PIXEL_KEYWORDS = (
@@ -131,7 +132,8 @@ def _decode_jpeg(image: pydicom.Dataset, transfer: pydicom.uid.UID) -> NDArray[A
         path = Path(folder) / "pixels.dcm"
         pydicom.dcmwrite(path, bare, enforce_file_format=True)
         reader.SetFileName(str(path))
-        return SimpleITK.GetArrayFromImage(reader.Execute())
+        with quiet_libraries():
+            return SimpleITK.GetArrayFromImage(reader.Execute())
 
 
 def _measured(cells: NDArray[Any], frame: Frame, fill: float) -> NDArray[np.float32]:
@@ -141,8 +143,12 @@ def _measured(cells: NDArray[Any], frame: Frame, fill: float) -> NDArray[np.floa
     bits = int(frame_number(header, "BitsStored", allocated))
     signed = frame_number(header, "PixelRepresentation", 0) == 1
     unused = int(frame_number(header, "HighBit", bits - 1)) + 1 - bits  # bits below the stored ones
-    raw = _wrap(cells.astype(np.int64), allocated, signed)
-    stored = _wrap(raw >> max(unused, 0), bits, signed)
+    raw = cells
+    if cells.dtype.itemsize * 8 != allocated or (cells.dtype.kind == "i") != signed:
+        raw = _wrap(cells.astype(np.int64), allocated, signed)
+    stored = raw
+    if bits != allocated:
+        stored = _wrap(raw.astype(np.int64) >> max(unused, 0), bits, signed)
     slope = frame_number(header, "RescaleSlope", 1, frame.index)
     if slope == 0:
         raise RequestError(
@@ -150,7 +156,7 @@ def _measured(cells: NDArray[Any], frame: Frame, fill: float) -> NDArray[np.floa
             "export the series again."
         )
     intercept = frame_number(header, "RescaleIntercept", 0, frame.index)
-    plane: NDArray[np.float32] = (stored * slope + intercept).astype(np.float32)
+    plane: NDArray[np.float32] = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
     if frame_value(header, "PixelPaddingValue", frame.index) is not None:
         first = int(frame_number(header, "PixelPaddingValue", 0, frame.index))
         last = int(frame_number(header, "PixelPaddingRangeLimit", first, frame.index))
@@ -164,4 +170,4 @@ def _measured(cells: NDArray[Any], frame: Frame, fill: float) -> NDArray[np.floa
 def _wrap(values: Any, bits: int, signed: bool) -> Any:
     """Whole numbers by their lowest bits alone."""
     lowest = -(2 ** (bits - 1)) if signed else 0
-    return (values - lowest) % 2**bits + lowest
+    return ((values - lowest) & (2**bits - 1)) + lowest

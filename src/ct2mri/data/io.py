@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ct2mri.data.dicom import load_dicom_files
 from ct2mri.data.dicom_files import holds_dicom, looks_like_dicom, unpack_zip, visible_files
 from ct2mri.data.geometry import from_sitk, to_sitk
+from ct2mri.data.quiet import quiet_libraries
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
@@ -54,7 +55,8 @@ def is_volume_path(path: str | Path) -> bool:
 def find_volumes(folder: str | Path) -> list[Path]:
     """The volumes right inside a folder, by name: files of a known format and subfolders that hold DICOM.
 
-    Loose `.dcm` files are left out: together they are one series, and the folder itself is its path.
+    Loose DICOM files are left out: together they are slices of one series, whose path is the folder itself
+    (`is_volume_path` says so of it).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,8 +77,9 @@ def load_volume(path: str | Path) -> Volume:
     """Read a NIfTI, MetaImage, NRRD or DICOM file, a folder of one DICOM series, or a zip of one.
 
     Returns:
-        The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see)
-        and, where the file says (DICOM), `modality` and `contrast_agent`.
+        The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see) and, for
+        DICOM, `modality`, the facts of `DicomSeries` (`contrast_agent`, `kvp`, `kernel`, `cbct`, …) and
+        `dicom`, a `DicomOrigin`.
 
     Raises:
         RequestError: there is no such file, it is damaged, of an unknown format, or not one scalar volume.
@@ -180,12 +183,14 @@ def _load_itk(path: Path) -> Volume:
     reader.SetFileName(str(path))
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
-        reader.ReadImageInformation()
+        with quiet_libraries():
+            reader.ReadImageInformation()
         scalar = reader.GetNumberOfComponents() == 1 and "complex" not in SimpleITK.GetPixelIDValueAsString(
             reader.GetPixelID()
         )
         _require_scalar_volume(path, tuple(reader.GetSize()), scalar)
-        image = reader.Execute()
+        with quiet_libraries():
+            image = reader.Execute()
     except RuntimeError as error:
         if "determinant is 0" in str(error) or "Zero-valued spacing" in str(error):
             raise RequestError(
