@@ -4,16 +4,17 @@ import copy
 import re
 import uuid
 import warnings
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds
 from tqdm import tqdm
 
 from ct2mri import __version__
@@ -118,8 +119,8 @@ def save_dicom_series(
         )
     if not np.isfinite(volume.array).all():
         raise RequestError("The volume holds NaN or infinite values, which DICOM cannot hold.")
-    with warnings.catch_warnings():
-        # pydicom quotes values that break the standard's rules: here, those of the patient.
+    # pydicom quotes values that break the standard's rules: here, those of the patient.
+    with disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = Dataset()
         _add_source(header, origin, anonymize)
@@ -365,8 +366,8 @@ def _write_images(
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _fresh_uid()
         header.InstanceNumber = number
         header.ImagePositionPatient = _decimals(position)
-        header.SliceLocation = _decimals([position @ normal])[0]
-        if origin is not None:
+        header.SliceLocation = _decimals([float(position @ normal)])[0]
+        if origin is not None and origin.sop_instance_uids[k]:
             header.SourceImageSequence = [_source_image(origin, k)]
         stored = np.rint(volume.array[:, :, k].T.astype(np.float64) * factor - intercept)  # rows run along j
         header.PixelData = stored.astype("<u2").tobytes()
@@ -402,6 +403,13 @@ def _text(text: str, length: int) -> str:
     return line.encode("ascii", "replace").decode()[:length].rstrip()
 
 
-def _decimals(numbers: Any) -> list[str]:
-    """Decimal strings of at most 16 characters; what rounding left of nought is nought."""
-    return [format_number_as_ds(0.0 if abs(x) < 1e-9 else float(x)) for x in numbers]
+def _decimals(numbers: Iterable[float]) -> list[str]:
+    """Decimal strings of at most 16 characters; what rounding left of nought is nought.
+
+    pydicom 3.0 makes 17 characters of 9.99999999999999, which round to one digit more.
+    """
+    return [_decimal(0.0 if abs(x) < 1e-9 else float(x)) for x in numbers]
+
+
+def _decimal(number: float) -> str:
+    return next(text for digits in range(16, 0, -1) if len(text := f"{number:.{digits}g}") <= 16)
