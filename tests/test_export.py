@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from ct2mri.errors import RequestError
@@ -122,3 +123,31 @@ def test_facts_of_the_run_are_kept(tmp_path, runs):
     make(tmp_path, runs, "slices")
     facts = json.loads((tmp_path / "model" / "pipeline.json").read_text())
     assert facts["card"]["training"] == {"slices": {"steps": 70, "seed": 3}}
+
+
+def test_half_precision_takes_half_the_size_and_means_what_was_rounded(tmp_path, runs):
+    whole = make(tmp_path, runs, "slices", "latents")
+    sizes = {p.parent.name: p.stat().st_size for p in (tmp_path / "model").glob("*/model.safetensors")}
+    expected = whole(tiny.ct()).array
+    half = make(tmp_path, runs, "slices", "latents", half=True)
+    for path in (tmp_path / "model").glob("*/model.safetensors"):
+        assert path.stat().st_size < 0.65 * sizes[path.parent.name]
+    assert {p.dtype for stage in half.stages for p in stage.network.parameters()} == {torch.float32}
+    result = half(tiny.ct()).array
+    assert not np.array_equal(result, expected)
+    np.testing.assert_allclose(result, expected, atol=0.02 * expected.max())
+    # Written again, it is the same model.
+    half.save_pretrained(tmp_path / "again")
+    again = TranslationPipeline.from_pretrained(tmp_path / "again", "cpu")
+    assert again.hash == half.hash
+    weights = [folder / "slices" / "model.safetensors" for folder in (tmp_path / "model", tmp_path / "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path, runs):
+    stage = tiny.slices_stage()
+    with torch.no_grad():
+        next(iter(stage.network.parameters())).fill_(1e6)
+    stage.save_stage(runs["slices"] / "best")
+    with pytest.raises(RequestError, match="beyond 65504; leave out --half"):
+        make(tmp_path, runs, "slices", half=True)

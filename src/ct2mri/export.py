@@ -52,6 +52,12 @@ def export(options: ExportOptions) -> None:
         "made_with": f"ct2mri {__version__}",
         "training": {stage: facts for run in runs for stage, facts in _run_facts(run).items()},
     }
+    if options.half:
+        for stage in (slices, latents):
+            if stage is not None:
+                stage.network.halve()
+        if latents is not None:
+            latents.vqvae.halve()
     pipeline = TranslationPipeline(next(iter(plans.values())), slices, latents, card)
     pipeline.save_pretrained(options.output)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6

@@ -265,6 +265,9 @@ class ExportOptions:
     latents: Path | None = argument("run folder of `train latents`", None)
     name: str | None = argument("name of the model, shown on its results", None)
     description: str | None = argument("what the reader of the model card should know, a paragraph", None)
+    half: bool = argument(
+        "store weights in half precision: half the size on disk, results a little other", False
+    )
 
 
 @dataclass(kw_only=True)
@@ -301,8 +304,28 @@ class EvaluateOptions:
     targets: Path | None = argument("a volume, or a folder of volumes named by case", None, positional=True)
     output: Path | None = argument("folder to write the report into", None, flags=("-o",))
     masks: Path | None = argument("a mask, or a folder of masks named by case", None)
-    data: Path | None = argument("a prepared data set, instead of targets", None)
+    sources: Path | None = argument(
+        "what was translated, a volume or a folder named by case: for edges, and for regions by HU",
+        None,
+    )
+    data: Path | None = argument("a prepared data set, instead of targets, masks and sources", None)
     split: Split = argument("which cases of the data set", "test")
+    units: Literal["relative", "HU"] = argument(
+        "of TARGETS: `HU` compares values as they are, `relative` (MR) fits a gain and divides by a percentile",
+        "relative",
+    )
+    preset: Literal["synthrad2023", "synthrad2025"] | None = argument(
+        "also give a challenge's numbers, for predicted CT in HU", None
+    )
+    labels: Path | None = argument("a folder of label maps named by case: errors by label", None)
+    predicted_labels: Path | None = argument(
+        "a folder of label maps found in the predictions: Dice and volumes against --labels", None
+    )
+    cases: Path | None = argument(
+        "CSV table with the columns case_id, patient_id and, if known, centre; default: each case a patient",
+        None,
+    )
+    resample: bool = argument("bring predictions on another grid onto the target's, and say so", False)
 
 
 @dataclass(kw_only=True)

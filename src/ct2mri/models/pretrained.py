@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ct2mri.errors import RequestError
@@ -25,6 +25,33 @@ Weights of one network of a ct2mri pipeline. Research use only.
 
 class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="ct2mri", model_card_template=_CARD):
     """A network with `save_pretrained` and `from_pretrained`; what is loaded must fit exactly."""
+
+    stored_in = torch.float32
+    """Type of the weights on disk; in memory they are float32 throughout."""
+
+    def halve(self) -> None:
+        """Round the weights to float16 and store them so from now on: half the size on disk.
+
+        Raises:
+            RequestError: a weight is too large for float16.
+        """
+        for key, tensor in self.state_dict().items():
+            if tensor.is_floating_point():
+                rounded = tensor.half()
+                if not rounded.isfinite().all():
+                    raise RequestError(
+                        f"{type(self).__name__} cannot be stored in half precision, since {key} reaches "
+                        f"{tensor.abs().max():.3g}, beyond 65504; leave out --half."
+                    )
+                tensor.copy_(rounded)
+        self.stored_in = torch.float16
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        weights = {
+            key: (tensor.to(self.stored_in) if tensor.is_floating_point() else tensor).cpu().contiguous()
+            for key, tensor in self.state_dict().items()
+        }
+        save_file(weights, save_directory / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
     def _from_pretrained(
@@ -75,6 +102,8 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="ct2mri", mo
             raise RequestError(f"{path} is damaged ({error}); copy or export it again.") from error
         model.to(map_location)
         load_exactly(model, weights, str(path))
+        if torch.float16 in {tensor.dtype for tensor in weights.values()}:
+            model.stored_in = torch.float16
         model.eval()
         return model
 
