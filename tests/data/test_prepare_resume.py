@@ -7,14 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from prepare_tiny import run, write_patients
 
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.data.io import save_volume
 from ct2mri.data.prepare import prepare
 from ct2mri.data.splits import side_of_newcomer
-from ct2mri.data.volume import Volume
 from ct2mri.errors import CasesLeftOutError, RequestError
 from ct2mri.options import PrepareOptions
 
@@ -64,26 +62,6 @@ while True:
     assert run(dataset, 0) == 0, kill_at
     kill_at += step
 """
-
-
-def write_patients(root, numbers, size=16, edge=6.0):
-    """CT and MR of an ellipsoid, a folder each."""
-    for number in numbers:
-        generator = np.random.default_rng(number)
-        affine = np.diag([-edge, -edge, edge, 1.0])
-        shape = (size, size + 3, size - 2)
-        axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in shape], indexing="ij")
-        r = np.sqrt(sum(axis**2 for axis in axes)) / generator.uniform(0.9, 1)
-        ct = np.select([r < 0.8, r < 0.9, r < 1], [40.0, 900.0, -80.0], -1000.0)
-        mr = np.select([r < 0.8, r < 0.9, r < 1], [300.0, 20.0, 700.0], 0.0) + generator.integers(1, 9, shape)
-        save_volume(Volume(ct, affine), root / f"p{number}" / "ct.nii.gz")
-        save_volume(Volume(mr, affine), root / f"p{number}" / "mr.nii.gz")
-    return root
-
-
-def run(raw, dataset, **options):
-    prepare(PrepareOptions(raw=raw, dataset=dataset, **{"workers": 0} | options))
-    return PreparedDataset(dataset)
 
 
 def contents(dataset):

@@ -69,7 +69,7 @@ def prepare(options: PrepareOptions) -> None:
     print_plan(decided.plan)
     keep_for_resuming(options, decisions, decided)
     outcome = _prepare_cases(options, _sort(options, raw, told, decided), decided)
-    _remove_stale(options.dataset / "cases", set(outcome.prepared))
+    _remove_stale(options.dataset, set(outcome.prepared))
     outcome.plan.write(options.dataset / "plan.json")
     write_summary(options.dataset, raw, decisions, outcome)
     (options.dataset / UNFINISHED).unlink()
@@ -178,13 +178,15 @@ def _target_range(plan: Plan, cases: Iterable[PreparedCase]) -> tuple[float, flo
     return float(low), float(high)
 
 
-def _remove_stale(folder: Path, current: set[str]) -> None:
-    """Remove cases that are no longer usable or of another plan, and halves of a killed run's."""
-    for path in sorted(folder.iterdir()):
+def _remove_stale(dataset: Path, current: set[str]) -> None:
+    """Remove cases that are no longer usable or of another plan, and halves of a killed run's files."""
+    for path in sorted((dataset / "cases").iterdir()):
         if path.is_dir() and path.name not in current:
             shutil.rmtree(path)
             if not path.name.startswith("."):
                 print(f"{path.name}: removed from the data set, for it is no longer among the usable cases")
+    for path in dataset.glob(".*-partial-*"):
+        path.unlink()
 
 
 def _be_strict(options: PrepareOptions, left_out: dict[str, str]) -> None:

@@ -168,6 +168,9 @@ def write_summary(dataset: Path, raw: RawData, decisions: dict[str, Any], outcom
         f"{', '.join(f'{sides[side]} {_SPOKEN_SIDES[side]}' for side in SIDES)}; {len(left_out)} left out."
     )
     _print_left_out(left_out)
+    for name, case in prepared.items():
+        for sentence in case.registration["warnings"] if case.registration is not None else []:
+            print(f"  doubtful registration: {name}: {sentence} See {case.folder / 'registration.png'}")
 
 
 def _print_left_out(left_out: dict[str, str]) -> None:
