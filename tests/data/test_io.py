@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import subprocess
 import sys
@@ -228,13 +229,18 @@ def test_colours_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
-def test_a_file_cut_short_is_refused(suffix: str, kept: float, volume: Volume, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_refused(
+    suffix: str, kept: float, volume: Volume, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"a{suffix}"
     save_volume(volume, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(RequestError, match=rf"^a{suffix} cannot be read.*damaged.*cut short"):
         load_volume(path)
+    assert capfd.readouterr().err == ""
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
 
 
 def test_damaged_compression_is_refused(volume: Volume, tmp_path: Path) -> None:
