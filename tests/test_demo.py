@@ -12,9 +12,10 @@ from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Volume
 from ct2mri.demo import FIRST_UNSEEN_SEED, compare, show_ct, show_phantom
 from ct2mri.diffusion import NoiseSettings
+from ct2mri.evaluation.pictures import SAFETY_SENTENCE
 from ct2mri.models import ScalableUNet
 from ct2mri.options import DemoOptions, NoiseOptions
-from ct2mri.pipeline import SAFETY_SENTENCE, TranslationPipeline, TranslationResult, starter_folder
+from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
 from ct2mri.stages import SlicesStage
 
 PLAN = Plan(

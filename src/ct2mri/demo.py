@@ -18,7 +18,7 @@ from ct2mri.evaluation.pictures import picture_sheet
 from ct2mri.files import write_json
 from ct2mri.options import DemoOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
-from ct2mri.translate import Job, do_job, settings_of
+from ct2mri.translation_jobs import Job, do_job, settings_of
 
 FIRST_UNSEEN_SEED = 1_000_000
 """Models are trained on phantoms of small seeds; those from here on, none has seen."""
@@ -97,8 +97,8 @@ def compare(
     """Measure a result against the truth inside the body, beside images that cost nothing.
 
     The result is divided by the upper end of the plan's target range and the truth by its own percentile,
-    nothing is fitted. The others are fitted to the truth, which flatters them: the constant image is its median, the CT is
-    clipped to the plan's first window and gets the gain and offset of least squares.
+    nothing is fitted. The others are fitted to the truth, which flatters them: the constant image is its
+    median, the CT is clipped to the plan's first window and gets the gain and offset of least squares.
 
     Returns:
         scores of "result", "draft" (where there is one), "CT rescaled", "constant image" and "noise floor"
@@ -109,7 +109,7 @@ def compare(
     clipped = np.clip(ct.array, low, high).astype(np.float64)
     gain, offset = np.polyfit(clipped[body], target[body], 1)
     own_scale = (
-        "divided by the plan's target_range; the truth by its own "
+        "divided by the upper end of the plan's target_range; the truth by its own "
         f"{plan.target_percentile:g}th percentile inside the body; nothing fitted"
     )
     images: dict[str, tuple[NDArray[np.float64] | NDArray[np.float32], str]] = {
@@ -144,6 +144,7 @@ def _translate(
         output,
         None,
         lambda on_step: pipeline.translate(ct, seed=options.seed, on_step=on_step),
+        pipeline.plan,
         {"source": name},
     )
     return do_job(job, settings_of(pipeline, request, pipeline.plan))

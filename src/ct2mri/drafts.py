@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
-from ct2mri.data.plan import Plan
+from ct2mri.data.plan import MUST_AGREE, Plan
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
@@ -43,7 +43,7 @@ def draft(options: DraftOptions) -> None:
     main_model = run / "best"
     main = SlicesStage.load_stage(main_model, device)
     trained = Plan.read(run / "plan.json")
-    for name in ("source_windows", "source_units"):
+    for name in MUST_AGREE:
         if (ours := getattr(dataset.plan, name)) != (theirs := getattr(trained, name)):
             raise RequestError(
                 f"{dataset.root} was prepared with {name} {ours}, {run} was trained with {theirs}; "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ct2mri.data.plan import Plan
+from ct2mri.data.plan import ZSCORE_REACH, Plan
 from ct2mri.stages import LatentsStage, SlicesStage
 
 
@@ -23,7 +23,8 @@ def model_card(
         safety_sentence: what every result is marked with.
         units: what the values of a result mean.
     """
-    front = ["library_name: ct2mri", "pipeline_tag: image-to-image", "tags: [medical-imaging, ct, mr]"]
+    tags = f"tags: [medical-imaging, {plan.source_modality.lower()}, {plan.target_modality.lower()}]"
+    front = ["library_name: ct2mri", "pipeline_tag: image-to-image", tags]
     if "license" in card:
         front.append(f"license: {card['license']}")
     source, target = plan.source_modality.upper(), plan.target_modality.upper()
@@ -36,7 +37,7 @@ def model_card(
         f"**{safety_sentence}**",
         "",
         "```bash",
-        "ct2mri translate my_ct.nii.gz -o my_mr.nii.gz --model THIS_FOLDER",
+        f"ct2mri translate my_{source.lower()}.nii.gz -o my_{target.lower()}.nii.gz --model THIS_FOLDER",
         "```",
         "",
         "## Stages",
@@ -65,13 +66,31 @@ def _stage(stage: SlicesStage | LatentsStage) -> str:
 
 def _plan_facts(plan: Plan, units: str) -> list[str]:
     windows = ", ".join(f"{low:g} to {high:g}" for low, high in plan.source_windows)
-    facts = [f"Anatomy: {plan.anatomy or 'not stated'}", f"Source windows in {plan.source_units}: {windows}"]
+    per = {
+        "HU": "in HU",
+        "grey": "in grey",
+        "relative": f"in units of each volume's percentile {plan.source_percentile or 0:g} inside the body",
+    }
+    facts = [
+        f"Anatomy: {plan.anatomy or 'not stated'}",
+        f"Source windows {per[plan.source_units]}: {windows}",
+    ]
     spacing = "each case's own" if plan.spacing is None else " × ".join(f"{edge:g}" for edge in plan.spacing)
     facts.append(f"Voxels of the working grid in mm: {spacing}")
-    facts.append(
-        f"Values of a result: {units}; percentile {plan.target_percentile:g} inside the body lies near "
-        f"{plan.target_range[1]:.4g}"
-    )
+    low, high = plan.target_range
+    meant = {
+        "percentile": f"percentile {plan.target_percentile:g} inside the body lies near {high:.4g}",
+        "zscore": f"the mean minus and plus {ZSCORE_REACH:g} deviations inside the body lie near {low:.4g} "
+        f"and {high:.4g}",
+        "window": f"trained on {low:g} to {high:g}, what lies beyond was clipped",
+    }
+    facts.append(f"Values of a result: {units}; {meant[plan.target_scaling]}")
+    if plan.remove_table:
+        facts.append("Outside the body the source is filled with air, so that no table is seen")
+    if plan.bias_correction:
+        facts.append("The shading of MR volumes is corrected (N4)")
+    if plan.registration != "none":
+        facts.append(f"Training pairs were registered: {plan.registration}")
     if plan.fingerprint is not None:
         facts.append(f"Training cases: {plan.fingerprint.cases}")
     return facts

@@ -3,7 +3,7 @@
 A pipeline folder is all that is needed to translate:
 
     pipeline.json   format_version, name, stages, facts for the model card
-    plan.json       how a CT becomes network input, and what the results mean
+    plan.json       how a source becomes network input, and what the results mean
     slices/         the 2D stage, where there is one
     vqvae/ latents/ the 3D stage, where there is one
     README.md       the model card
@@ -31,6 +31,7 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder, write_json
 from ct2mri.hub import resolve_pretrained
+from ct2mri.marking import safety_sentence, units
 from ct2mri.model_card import model_card
 from ct2mri.options import Sampler
 from ct2mri.stage_files import weights_hash
@@ -63,12 +64,13 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class TranslationResult:
-    """A translated volume; all volumes are on the source's own grid, 0 outside the body.
+    """A translated volume; all volumes are on the source's own grid, air outside the body.
 
     Attributes:
-        volume: the result, in arbitrary MR units on the training set's median scale.
+        volume: the result, in the units that `marking.units` tells.
         draft: what the last stage refined, in the same units; None with a single stage.
-        spread: standard deviation over the samples, in the same units; None with a single sample.
+        spread: standard deviation over the samples, in the same units, 0 outside the body; None with a
+            single sample.
         warnings: what the user should know of this result, a sentence each.
     """
 
@@ -79,7 +81,7 @@ class TranslationResult:
 
 
 class TranslationPipeline:
-    """Translates CT volumes into MR volumes.
+    """Translates volumes of one modality into another, as the plan says: CT into MR, for one.
 
     Args:
         plan: how a source volume becomes network input, and what the results mean.
@@ -149,7 +151,7 @@ class TranslationPipeline:
 
     def __call__(
         self,
-        ct: Volume,
+        source: Volume,
         *,
         mask: Volume | None = None,
         num_inference_steps: int | None = None,
@@ -159,7 +161,7 @@ class TranslationPipeline:
     ) -> Volume:
         """Translate a volume; see `translate`. What the user should know is told as Python warnings."""
         result = self.translate(
-            ct,
+            source,
             mask=mask,
             num_inference_steps=num_inference_steps,
             sampler=sampler,
@@ -172,7 +174,7 @@ class TranslationPipeline:
 
     def translate(
         self,
-        ct: Volume,
+        source: Volume,
         *,
         mask: Volume | None = None,
         num_inference_steps: int | None = None,
@@ -184,8 +186,8 @@ class TranslationPipeline:
         """Translate a volume, on its own grid.
 
         Args:
-            ct: the source, in HU (in grey values where the plan says so).
-            mask: the body (above 0.5), on any grid; without one it is found by the plan's threshold.
+            source: in HU, or in what units its modality has: the plan says.
+            mask: the body (above 0.5), on any grid; without one it is found by threshold.
             num_inference_steps: steps of the last stage; by default its own. Earlier stages keep theirs,
                 which the last one was trained with.
             sampler: of the last stage; by default its own.
@@ -194,15 +196,16 @@ class TranslationPipeline:
             on_step: told of progress; raising in it cancels.
 
         Raises:
-            RequestError: the volume is no CT, shows no body, or a setting is not allowed.
+            RequestError: the volume is not of the source modality, shows no body, or a setting is not
+                allowed.
         """
-        from ct2mri.data.plausibility import require_ct, require_finite, source_warnings
+        from ct2mri.data.plausibility import require_finite, require_source, source_warnings
 
         self.check(num_inference_steps=num_inference_steps, sampler=sampler, samples=samples)
-        (require_ct if self.plan.source_units == "HU" else require_finite)(ct)
+        require_source(source, self.plan)
         if mask is not None:
             require_finite(mask)
-        prepared = prepare_source(ct, self.plan, mask)
+        prepared = prepare_source(source, self.plan, mask)
         drawn = self.sample(
             prepared.array,
             num_inference_steps=num_inference_steps,
@@ -211,19 +214,21 @@ class TranslationPipeline:
             samples=samples,
             on_step=on_step,
         )
-        body = restore_to_input(prepared.mask.astype(np.float32), prepared.grid, ct, 0).array > 0.5
+        body = restore_to_input(prepared.mask.astype(np.float32), prepared.grid, source, 0).array > 0.5
 
-        def restored(array: NDArray[np.float32]) -> Volume:
-            volume = restore_to_input(array, prepared.grid, ct, 0)
-            return volume.with_array(np.where(body, volume.array, np.float32(0)))
+        air = self.plan.target_fill
+
+        def restored(array: NDArray[np.float32], fill: float = air) -> Volume:
+            volume = restore_to_input(array, prepared.grid, source, fill)
+            return volume.with_array(np.where(body, volume.array, np.float32(fill)))
 
         return TranslationResult(
             volume=restored(to_target_units(drawn.mean, self.plan)),
             draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
-            spread=None if drawn.spread is None else restored(to_target_spread(drawn.spread, self.plan)),
+            spread=None if drawn.spread is None else restored(to_target_spread(drawn.spread, self.plan), 0),
             warnings=[
-                *ct.metadata.get("warnings", []),
-                *source_warnings(ct, self.plan, mask),
+                *source.metadata.get("warnings", []),
+                *source_warnings(source, self.plan, mask),
                 *self.standing_warnings(drawn),
             ],
         )
@@ -343,7 +348,7 @@ class TranslationPipeline:
                 stage.save_stage(temporary / stage.kind)
             if self.latents is not None:
                 save_vqvae(self.latents.vqvae, temporary / "vqvae")
-            card = model_card(self.card, self.plan, self.stages, SAFETY_SENTENCE, UNITS)
+            card = model_card(self.card, self.plan, self.stages, safety_sentence(self.plan), units(self.plan))
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -1,46 +1,34 @@
 """`ct2mri translate`: a CT, a folder of CTs, or a prepared data set's held-out cases become MR volumes."""
 
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ct2mri import __version__
 from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.dicom_write import require_replaceable, straight_affine
 from ct2mri.data.io import (
     find_volumes,
     is_volume_path,
     load_volume,
     require_writable,
-    save_volume,
     volume_stem,
 )
-from ct2mri.data.plan import Plan
+from ct2mri.data.plan import MUST_AGREE, Plan
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_path, read_json, write_json
 from ct2mri.options import TranslateOptions
 from ct2mri.pipeline import (
-    SAFETY_SENTENCE,
-    UNITS,
     TranslationPipeline,
     TranslationResult,
     starter_folder,
     to_target_spread,
     to_target_units,
 )
-from ct2mri.stages import check_batch_size
+from ct2mri.stages import OnStep, check_batch_size
+from ct2mri.translation_jobs import Job, dicom_modality, do_all, do_job, settings_of, sidecar_of
 
-# NIfTI keeps 79 characters.
-DESCRIPTION = "SYNTHETIC MR from CT, not acquired. Research only, no diagnosis. ct2mri"
-SPREAD_DESCRIPTION = "SYNTHETIC MR from CT: spread over samples. Research only, no diagnosis. ct2mri"
-SUMMARY = "translate-summary.json"
 SUFFIX = ".nii.gz"
 
 
@@ -58,6 +46,7 @@ def translate(options: TranslateOptions) -> None:
             "--uncertainty is the spread over samples and needs --samples of at least 2, "
             f"got {options.samples}."
         )
+    _check_format(options)
     check_batch_size(options.batch_size)
     if options.data is not None:
         _translate_dataset(options, options.data)
@@ -71,93 +60,107 @@ def translate(options: TranslateOptions) -> None:
             _translate_file(options, options.input)
 
 
-@dataclass
-class Job:
-    """One volume to translate.
-
-    Attributes:
-        name: shown on the progress bar.
-        output: the volume to write.
-        uncertainty: the spread to write, or None.
-        run: does the work; takes a function that is told of progress.
-        facts: of the sidecar: what it was translated from.
-    """
-
-    name: str
-    output: Path
-    uncertainty: Path | None
-    run: Callable[[Callable[[str, int, int], None]], TranslationResult]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def sidecar(self) -> Path:
-        """The JSON beside the volume."""
-        return _sidecar(self.output)
-
-    def is_done(self, settings: dict[str, Any]) -> bool:
-        """Whether everything was written before, with these settings.
-
-        Raises:
-            RequestError: it was written with others.
-        """
-        if not all(p.exists() for p in (self.output, self.sidecar, self.uncertainty) if p is not None):
-            return False
-        try:
-            before = read_json(self.sidecar)
-            different = [name for name, value in settings.items() if before.get(name) != value]
-        except (OSError, ValueError, AttributeError):
-            different = list(settings)
-        if different:
+def _check_format(options: TranslateOptions) -> None:
+    if options.anonymize and options.format != "dicom":
+        raise RequestError(
+            "--anonymize leaves the patient out of DICOM results, and other formats name none; "
+            "leave it out, or add --format dicom."
+        )
+    if options.format != "dicom":
+        return
+    output = options.output
+    if output.is_file() or volume_stem(output) != output.name or not output.resolve().name:
+        raise RequestError(f"--format dicom writes into a folder, and --output is {output}; name a folder.")
+    place = output.resolve()
+    if options.input is not None:
+        given = options.input.resolve()
+        if place == given or given in place.parents:
             raise RequestError(
-                f"{self.output} was written with another {different[0].replace('_', ' ')}; "
-                "give another output folder, or --overwrite to replace it."
+                f"DICOM results in {output} would lie among the files of {options.input}; "
+                "give an output folder elsewhere."
             )
-        return True
+    if options.uncertainty is not None and place in options.uncertainty.resolve().parents:
+        raise RequestError(
+            f"--uncertainty {options.uncertainty} would lie inside the DICOM results of {output}; "
+            "give a place outside."
+        )
+
+
+def _check_file_name(options: TranslateOptions) -> None:
+    output = options.output
+    if output.is_dir() or not output.suffix:
+        raise RequestError(
+            f"--output {output} is no file name; give one with a suffix such as .nii.gz, "
+            "or add --format dicom for a series in a folder."
+        )
+    require_writable(output)
+    if options.format == "nifti" and not output.name.lower().endswith((".nii", ".nii.gz")):
+        raise RequestError(
+            f"--format nifti writes .nii or .nii.gz, and --output is {output}; change either of them."
+        )
 
 
 def _translate_file(options: TranslateOptions, source: Path) -> None:
-    require_writable(options.output)
+    dicom = options.format == "dicom"
+    if dicom:
+        require_replaceable(options.output)
+    else:
+        _check_file_name(options)
     if options.uncertainty is not None:
         require_writable(options.uncertainty)
         if options.uncertainty.resolve() == options.output.resolve():
             raise RequestError(f"--output and --uncertainty are both {options.output}; give two names.")
     if not options.overwrite:
-        for path in (options.output, _sidecar(options.output), options.uncertainty):
-            if path is not None and path.exists():
+        for path in (options.output, sidecar_of(options.output, dicom), options.uncertainty):
+            if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
                 raise RequestError(f"{path} exists; give another name, or --overwrite to replace it.")
     mask = None if options.mask is None else load_volume(options.mask)
     ct = load_volume(source)
     pipeline = _load_pipeline(options)
-    job = Job(
+    job = _job(
+        options,
         source.name,
-        options.output,
-        options.uncertainty,
+        (options.output, options.uncertainty),
         lambda on_step: _run(pipeline, options, ct, mask, on_step),
+        pipeline.plan,
         {"source": source.name},
     )
     do_job(job, settings_of(pipeline, options, pipeline.plan))
+
+
+def _job(
+    options: TranslateOptions,
+    name: str,
+    outputs: tuple[Path, Path | None],
+    run: Callable[[OnStep], TranslationResult],
+    plan: Plan,
+    facts: dict[str, Any],
+) -> Job:
+    # The name of a source's file may name the patient.
+    facts = {} if options.anonymize else facts
+    return Job(name, *outputs, run, plan, facts, options.format == "dicom", options.anonymize)
 
 
 def _translate_cohort(options: TranslateOptions, folder: Path) -> None:
     if options.mask is not None:
         raise RequestError("--mask is the body of one CT; for a folder of CTs, translate them one by one.")
     _require_folders(options, f"{folder} is a folder of CTs")
-    if options.output.resolve() == folder.resolve():
+    if options.output.resolve() == folder.resolve():  # of DICOM results, more is refused already
         raise RequestError(f"Results would lie among their CTs in {folder}; give another output folder.")
     sources = find_cts(folder)
     pipeline = _load_pipeline(options)
 
     def job(name: str, source: Path) -> Job:
-        def run(on_step: Callable[[str, int, int], None]) -> TranslationResult:
+        def run(on_step: OnStep) -> TranslationResult:
             try:
                 ct = load_volume(source)
             except OSError as error:  # this file cannot be read, others may
                 raise RequestError(f"{source} cannot be read ({error.strerror}).") from error
             return _run(pipeline, options, ct, None, on_step)
 
-        return Job(name, *_outputs(options, name), run, {"source": source.name})
+        return _job(options, name, _outputs(options, name), run, pipeline.plan, {"source": source.name})
 
-    _do_all(
+    do_all(
         [job(name, source) for name, source in sources.items()],
         settings_of(pipeline, options, pipeline.plan),
         options,
@@ -178,11 +181,7 @@ def _translate_dataset(options: TranslateOptions, root: Path) -> None:
             "or prepare it with another one."
         )
     pipeline = _load_pipeline(options)
-    different = [
-        name
-        for name in ("source_windows", "source_units", "target_percentile")
-        if getattr(dataset.plan, name) != getattr(pipeline.plan, name)
-    ]
+    different = [name for name in MUST_AGREE if getattr(dataset.plan, name) != getattr(pipeline.plan, name)]
     if different:
         name = different[0]
         raise RequestError(
@@ -191,17 +190,13 @@ def _translate_dataset(options: TranslateOptions, root: Path) -> None:
         )
 
     def job(case_id: str) -> Job:
-        def run(on_step: Callable[[str, int, int], None]) -> TranslationResult:
+        def run(on_step: OnStep) -> TranslationResult:
             return _run_case(pipeline, options, dataset, case_id, on_step)
 
-        return Job(
-            case_id,
-            *_outputs(options, case_id),
-            run,
-            {"case_id": case_id},
-        )
+        outputs = _outputs(options, case_id)
+        return _job(options, case_id, outputs, run, dataset.plan, {"case_id": case_id})
 
-    _do_all([job(case_id) for case_id in case_ids], settings_of(pipeline, options, dataset.plan), options)
+    do_all([job(case_id) for case_id in case_ids], settings_of(pipeline, options, dataset.plan), options)
 
 
 def find_cts(folder: Path) -> dict[str, Path]:
@@ -220,7 +215,7 @@ def find_cts(folder: Path) -> dict[str, Path]:
     for name, path in volumes:
         if name in found:
             raise RequestError(
-                f"{found[name]} and {path} would both become {name}{SUFFIX}; rename or move one of them."
+                f"{found[name]} and {path} would both become {name}; rename or move one of them."
             )
         found[name] = path
     if not found:
@@ -241,11 +236,8 @@ def _require_folders(options: TranslateOptions, why: str) -> None:
 
 def _outputs(options: TranslateOptions, name: str) -> tuple[Path, Path | None]:
     uncertainty = None if options.uncertainty is None else options.uncertainty / f"{name}{SUFFIX}"
-    return options.output / f"{name}{SUFFIX}", uncertainty
-
-
-def _sidecar(volume: Path) -> Path:
-    return volume.with_name(f"{volume_stem(volume)}.json")
+    output = options.output / (name if options.format == "dicom" else f"{name}{SUFFIX}")
+    return output, uncertainty
 
 
 def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
@@ -255,6 +247,8 @@ def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
     )
     if options.plan is not None:
         pipeline = pipeline.with_plan(Plan.read(options.plan))
+    if options.format == "dicom":
+        dicom_modality(pipeline.plan)
     if pipeline.slices is not None:
         pipeline.slices.batch_size = options.batch_size
     pipeline.check(num_inference_steps=options.steps, sampler=options.sampler, samples=options.samples)
@@ -266,9 +260,11 @@ def _run(
     options: TranslateOptions,
     ct: Volume,
     mask: Volume | None,
-    on_step: Callable[[str, int, int], None],
+    on_step: OnStep,
 ) -> TranslationResult:
-    return pipeline.translate(
+    if options.format == "dicom":
+        straight_affine(ct.grid)  # refuses what cannot be written before it is worked on
+    result = pipeline.translate(
         ct,
         mask=mask,
         num_inference_steps=options.steps,
@@ -277,6 +273,9 @@ def _run(
         samples=options.samples,
         on_step=on_step,
     )
+    if "dicom" in ct.metadata:
+        result.volume.metadata["dicom"] = ct.metadata["dicom"]
+    return result
 
 
 def _run_case(
@@ -284,7 +283,7 @@ def _run_case(
     options: TranslateOptions,
     dataset: PreparedDataset,
     case_id: str,
-    on_step: Callable[[str, int, int], None],
+    on_step: OnStep,
 ) -> TranslationResult:
     """Translate a prepared case on its own grid, in the units of the data set's plan."""
     case, plan = dataset.case(case_id), dataset.plan
@@ -297,8 +296,8 @@ def _run_case(
         on_step=on_step,
     )
 
-    def in_body(array: np.ndarray[Any, np.dtype[np.float32]]) -> Volume:
-        return Volume(np.where(case.mask, array, np.float32(0)), case.affine)
+    def in_body(array: np.ndarray[Any, np.dtype[np.float32]], fill: float = plan.target_fill) -> Volume:
+        return Volume(np.where(case.mask, array, np.float32(fill)), case.affine)
 
     warnings = pipeline.standing_warnings(drawn)
     if plan.spacing != pipeline.plan.spacing:
@@ -309,131 +308,6 @@ def _run_case(
     return TranslationResult(
         volume=in_body(to_target_units(drawn.mean, plan)),
         draft=None if drawn.draft is None else in_body(to_target_units(drawn.draft, plan)),
-        spread=None if drawn.spread is None else in_body(to_target_spread(drawn.spread, plan)),
+        spread=None if drawn.spread is None else in_body(to_target_spread(drawn.spread, plan), 0),
         warnings=warnings,
     )
-
-
-class _Progress:
-    """A bar that shows one stage of one volume at a time, with the time it has left."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.stage = ""
-        self.bar: tqdm[Any] | None = None
-
-    def __call__(self, stage: str, step: int, total: int) -> None:
-        bar = self.bar
-        if bar is None or stage != self.stage:
-            self.close()
-            self.stage = stage
-            bar = tqdm(desc=f"{self.name}: {stage}", total=total, initial=step - 1, unit="step", leave=False)
-            self.bar = bar
-        bar.update(step - int(bar.n))
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _do_all(jobs: Sequence[Job], settings: dict[str, Any], options: TranslateOptions) -> None:
-    """Do what is not done yet; a job that fails does not stop the others.
-
-    Raises:
-        RequestError: some failed.
-    """
-    is_done = [not options.overwrite and job.is_done(settings) for job in jobs]
-    failed: dict[str, str] = {}
-    done = 0
-    for number, job in enumerate(jobs):
-        if is_done[number]:
-            continue
-        try:
-            do_job(job, settings, f"{number + 1}/{len(jobs)} ")
-            done += 1
-        except (RequestError, RuntimeError, MemoryError) as error:
-            failed[job.name] = " ".join(str(error).split()) or type(error).__name__
-            _tell(f"FAILED {job.name}: {failed[job.name]}")
-    summary = options.output / SUMMARY
-    write_json(
-        summary,
-        {"translated": done, "done_before": sum(is_done), "failed": failed, "ct2mri": __version__},
-    )
-    print(f"{done} translated, {sum(is_done)} done before, {len(failed)} failed; {options.output}")
-    if failed:
-        raise RequestError(
-            f"{len(failed)} of {len(jobs)} could not be translated ({', '.join(failed)}): {summary} "
-            "tells why, and the same command goes on with them."
-        )
-
-
-def do_job(job: Job, settings: dict[str, Any], place: str = "") -> TranslationResult:
-    """Translate, mark and write one volume, all its files or none.
-
-    Args:
-        job: what to do.
-        settings: of `settings_of`, for the sidecar.
-        place: shown before the name on the progress bar.
-    """
-    start = time.perf_counter()
-    progress = _Progress(f"{place}{job.name}")
-    try:
-        result = job.run(progress)
-    finally:
-        progress.close()
-    for sentence in result.warnings:
-        _tell(f"WARNING, {job.name}: {sentence}")
-    facts = {
-        "safety": SAFETY_SENTENCE,
-        "units": UNITS,
-        **job.facts,
-        **settings,
-        "uncertainty": None if job.uncertainty is None else job.uncertainty.name,
-        "warnings": result.warnings,
-        "ct2mri": __version__,
-    }
-    spread = result.spread if job.uncertainty is not None else None
-    with ExitStack() as stack:
-        # These get their names when the last of the volumes is written.
-        write_json(stack.enter_context(atomic_path(job.sidecar)), {"content": "synthetic MR volume", **facts})
-        if job.uncertainty is not None and spread is not None:
-            write_json(
-                stack.enter_context(atomic_path(_sidecar(job.uncertainty))),
-                {"content": "standard deviation over samples of a synthetic MR volume", **facts},
-            )
-            save_volume(
-                spread, stack.enter_context(atomic_path(job.uncertainty)), description=SPREAD_DESCRIPTION
-            )
-        save_volume(result.volume, job.output, description=DESCRIPTION)
-    written = f"{job.output} and {job.uncertainty}" if job.uncertainty is not None else f"{job.output}"
-    print(f"{written}: synthetic MR in arbitrary units, {time.perf_counter() - start:.1f} s")
-    return result
-
-
-def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:
-    """What a result depends on beside its source, as its sidecar tells it."""
-    last = pipeline.stages[-1]
-    spacing = None if plan.spacing is None else list(plan.spacing)
-    return {
-        "model": {"name": pipeline.name, "hash": pipeline.hash},
-        "plan": {
-            "spacing": spacing,
-            "source_windows": plan.source_windows,
-            "body_threshold": plan.body_threshold,
-            "crop_margin_mm": plan.crop_margin_mm,
-            "target_range": list(plan.target_range),
-        },
-        "seed": options.seed,
-        "samples": options.samples,
-        "num_inference_steps": last.num_inference_steps if options.steps is None else options.steps,
-        "sampler": options.sampler or last.sampler,
-        "earlier_stages": [
-            {"stage": s.kind, "num_inference_steps": s.num_inference_steps, "sampler": s.sampler}
-            for s in pipeline.stages[:-1]
-        ],
-    }
-
-
-def _tell(sentence: str) -> None:
-    """Say something on standard error, above the progress bar."""
-    tqdm.write(sentence, file=sys.stderr)

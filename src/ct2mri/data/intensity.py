@@ -76,17 +76,22 @@ def relative_to_percentile(
 
 
 def otsu_threshold(source: NDArray[np.float32]) -> float:
-    """Otsu's threshold between air and body in a source without units, bright outliers clipped.
+    """The value that parts body from air in a source without units: Otsu's, of the values' logarithm.
 
+    Of the values themselves it would part bright tissue from dark: fat from muscle, white matter from skin.
     Otsu: A threshold selection method from gray-level histograms, IEEE Trans. SMC 9, 1979.
     """
     import SimpleITK as sitk
 
-    clipped = np.minimum(source, np.percentile(source, 99.0))
+    bright = float(np.percentile(source, 99)) or float(source.max())
+    if bright <= 0:
+        return 0.0
+    # Noise in air lies at a few per cent of the bright tissue, so that much is near the logarithm's bend.
+    share = np.clip(source / bright, 0, 1)
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.SetNumberOfHistogramBins(256)
-    otsu.Execute(sitk.GetImageFromArray(clipped))
-    return float(otsu.GetThreshold())
+    otsu.Execute(sitk.GetImageFromArray(np.log1p(100 * share)))
+    return float(np.expm1(otsu.GetThreshold()) / 100 * bright)
 
 
 def enhance_local_contrast(target: NDArray[np.float32], highest: float) -> NDArray[np.float32]:

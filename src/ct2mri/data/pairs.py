@@ -148,13 +148,13 @@ def _tissue(source: Volume, prepared: PreparedSource, plan: Plan) -> NDArray[np.
     if plan.source_units == "grey":
         # Pictures scaled one by one: the darkest value is air, the median of the body soft tissue at about
         # 1000 HU above it, so that these shares of the difference are about -500 and 250 HU.
-        air = source.array.min()
-        soft = np.median(source.array[prepared.mask]) - air
+        air = float(source.array.min())
+        soft = float(np.median(source.array[prepared.mask])) - air
         return (source.array - air > 0.5 * soft) & (source.array - air < 1.25 * soft)
     values = resample(source, prepared.grid, fill=plan.source_fill).array
     if plan.source_units == "HU":
         return (values > _SIGNAL_HU[0]) & (values < _SIGNAL_HU[1])
-    return values > 0.5 * np.median(values[prepared.mask])
+    return values > 0.5 * float(np.median(values[prepared.mask]))
 
 
 def _in_window(
@@ -183,7 +183,8 @@ def _on_own_scale(
     if plan.bias_correction and modality_is_mr(plan.target_modality):
         from ct2mri.data.bias import correct_bias
 
-        target = correct_bias(target, Volume(prepared.mask.astype(np.float32), prepared.grid.affine))
+        positive = target.with_array(np.maximum(target.array, 0))
+        target = correct_bias(positive, Volume(prepared.mask.astype(np.float32), prepared.grid.affine))
     # The gain goes first, in float64, so that nothing after it can tell one gain from another.
     native = target.array.astype(np.float64)
     gain = float(np.percentile(native[native > 0], 99.5))

@@ -22,6 +22,18 @@ TargetUnits = Literal["HU", "relative"]
 TargetScaling = Literal["percentile", "zscore", "window"]
 Registration = Literal["none", "rigid"]
 
+# Settings that a data set and a model must share for one to be used with the other.
+MUST_AGREE = (
+    "source_windows",
+    "source_units",
+    "source_percentile",
+    "target_units",
+    "target_scaling",
+    "target_percentile",
+    "target_window",
+    "enhance_contrast",
+)
+
 # What lies outside a CT's field of view.
 AIR_HU = -1024.0
 
@@ -391,7 +403,8 @@ def prepare_source(volume: Volume, plan: Plan, mask: Volume | None = None) -> Pr
     if plan.bias_correction and modality_is_mr(plan.source_modality):
         from ct2mri.data.bias import correct_bias
 
-        working = correct_bias(working, mask)
+        # Interpolation in the file's past may have left small negative values.
+        working = correct_bias(working.with_array(np.maximum(working.array, 0)), mask)
     if plan.spacing is not None:
         grid = grid_with_spacing(working.grid, plan.spacing)
         if not _same_voxels(grid, working.grid):

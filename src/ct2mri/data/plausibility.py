@@ -75,6 +75,26 @@ def require_no_ct(volume: Volume) -> None:
         )
 
 
+def require_source(volume: Volume, plan: Plan) -> None:
+    """Refuse what cannot be of a plan's source modality.
+
+    Raises:
+        RequestError: as `require_ct` where the source is in HU, as `require_no_ct` where it has no units.
+    """
+    if plan.source_units == "HU":
+        require_ct(volume)
+    elif plan.source_units == "relative":
+        try:
+            require_no_ct(volume)
+        except RequestError as error:
+            raise RequestError(
+                f"{error} The model translates {plan.source_modality.upper()} into "
+                f"{plan.target_modality.upper()}."
+            ) from error
+    else:
+        require_finite(volume)
+
+
 def require_finite(volume: Volume) -> None:
     """Refuse a volume with voxels that are not numbers.
 

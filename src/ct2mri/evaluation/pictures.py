@@ -22,7 +22,10 @@ from ct2mri.data.intensity import body_mask
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
-from ct2mri.pipeline import SAFETY_SENTENCE
+from ct2mri.marking import safety_sentence_of
+
+# A sheet shows MR made from CT.
+SAFETY_SENTENCE = safety_sentence_of("ct", "mr")
 
 BONE_WINDOW = (-450.0, 1050.0)  # HU
 SOFT_TISSUE_WINDOW = (-110.0, 190.0)  # HU

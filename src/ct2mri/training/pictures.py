@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ct2mri.pipeline import SAFETY_SENTENCE
-
+_SENTENCE = (
+    "SYNTHETIC images, drawn in training, not acquired. Lesions may be missing or invented. "
+    "Research use only; not for diagnosis, contouring or dose planning."
+)
 GAP = 4
 HEADER = 14
 """Pixels above the columns for their names."""
@@ -30,7 +32,7 @@ def strip(names: Sequence[str], rows: Sequence[Sequence[NDArray[np.float32]]]) -
     shown = [[_upright(image) for image in row] for row in rows]
     width = max(image.shape[1] for row in shown for image in row) + GAP
     heights = [max(image.shape[0] for image in row) + GAP for row in shown]
-    lines = textwrap.wrap(SAFETY_SENTENCE, max(20, width * len(names) // 6))
+    lines = textwrap.wrap(_SENTENCE, max(20, width * len(names) // 6))
     canvas = np.zeros((HEADER + sum(heights) + HEADER * len(lines), width * len(names)), np.uint8)
     top = HEADER
     for row, height in zip(shown, heights, strict=True):
