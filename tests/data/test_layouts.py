@@ -179,6 +179,20 @@ def test_flat_images_without_a_partner_or_with_two(tmp_path):
     assert ids(by_word) == ["d"] and by_word.cases[0].target_name == "d_mr_t2.nii.gz"
 
 
+def test_a_patient_called_t1_says_nothing_of_the_contrast(tmp_path):
+    for patient in ("T1", "T2"):
+        write(tmp_path / f"{patient}_ct.nii.gz")
+        write(tmp_path / f"{patient}_mr.nii.gz")
+    assert [case.facts for case in find(tmp_path).cases] == [{}, {}]
+    for patient in ("T1", "T2"):
+        write(tmp_path / "mr_t2" / f"{patient}.nii.gz")
+    by_folder = find(tmp_path, target="t2").cases
+    assert [(case.case_id, case.facts["target_contrast"]) for case in by_folder] == [
+        ("T1", "T2w"),
+        ("T2", "T2w"),
+    ]
+
+
 # SynthRAD
 
 
@@ -310,5 +324,7 @@ def test_what_fits_no_layout_says_what_is_there(tmp_path):
     with pytest.raises(RequestError, match=r"2 subfolders, images named planning, t1.*--source"):
         find(tmp_path)
     assert ids(find(tmp_path, source="planning", target="t1")) == ["a", "b"]
+    with pytest.raises(RequestError, match="both MR; name two modalities"):
+        find(tmp_path, source="MR", target="mri")
     with pytest.raises(RequestError, match=r"No pair.*layout bids.*sub-ID"):
         find(tmp_path, layout="bids")

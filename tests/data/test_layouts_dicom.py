@@ -192,5 +192,5 @@ def test_the_gold_atlas_is_taken_with_its_deformed_ct(tmp_path, write_series):
     turned = find(tmp_path, source="t1", target="ct")
     assert [values(case) for case in turned.cases] == [(300, 200 - 1024), (301, 201 - 1024)]
     # The CT as scanned is there for who asks for it by name, and then said to lie elsewhere.
-    scanned = find(tmp_path, target="t2", source_series="“CT”")
+    scanned = find(tmp_path, target="t2", source_series="ct")
     assert values(scanned.cases[0]) == (100 - 1024, 400) and "frames of reference" in scanned.notes[0]

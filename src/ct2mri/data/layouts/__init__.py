@@ -8,6 +8,7 @@ from ct2mri.data.layouts.bids import Bids
 from ct2mri.data.layouts.cases import Adapter, Picture, RawCase, RawData, RawImage, VolumeFile, load_picture
 from ct2mri.data.layouts.dicom import Dicom, GoldAtlas
 from ct2mri.data.layouts.flat import Flat
+from ct2mri.data.layouts.naming import same_modality
 from ct2mri.data.layouts.pairs import Pairs, stems_seen
 from ct2mri.data.layouts.published import Published
 from ct2mri.data.layouts.slices import Slices
@@ -38,6 +39,11 @@ def find_cases(raw: Path, options: RawDataOptions) -> RawData:
         raise RequestError(f"There is no folder {raw}; give a folder of raw data.")
     if (raw / "plan.json").is_file() and (raw / "cases").is_dir():
         raise RequestError(f"{raw} is a prepared data set already; give the folder of raw pairs.")
+    if same_modality(options.source, options.target) and options.source_series == options.target_series:
+        raise RequestError(
+            f"Source and target are both {options.source}; name two modalities with --source and --target, "
+            "or two images with --source_series and --target_series."
+        )
     found = _adapter(raw, options).find(raw, options)
     _leave_out_doubles(found)
     found.cases.sort(key=lambda case: case.case_id)

@@ -208,8 +208,10 @@ def load_picture(path: Path, orientation: Orientation) -> Volume:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The subfolders of a folder by name, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """The subfolders of a folder by name, without hidden ones and what macOS adds to archives."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+    )
 
 
 def _files_facts(image: RawImage) -> dict[str, Any]:

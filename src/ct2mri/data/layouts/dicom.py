@@ -64,7 +64,7 @@ class Dicom:
         scan = _scan(raw, found)
         patients = defaultdict(list)
         for series in scan.series:
-            patients[series.patient_key or f"folder {_top(raw, series)}"].append(series)
+            patients[series.patient_key or _digest(_top(raw, series))].append(series)
         holders = defaultdict(set)
         for key, members in patients.items():
             for series in members:
@@ -177,16 +177,16 @@ def _add_patient(
         )
     # CT and MR are often studies of their own: then the patient's only ones are a pair.
     for members in groups or [series]:
-        case_id = patient_id if len(groups) < 2 else f"{patient_id}_{_short(members[0].study_uid)}"
+        case_id = patient_id if len(groups) < 2 else f"{patient_id}_study-{_digest(members[0].study_uid)[:6]}"
         try:
             found.cases.append(_pair(case_id, patient_id, members, options))
         except RequestError as error:
             found.left_out[case_id] = str(error)
 
 
-def _short(uid: str) -> str:
-    """A name for a study that stays the same whatever lies beside it."""
-    return f"study-{hashlib.sha256(uid.encode()).hexdigest()[:6]}"
+def _digest(text: str) -> str:
+    """A name for a study or folder that stays the same whatever lies beside it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _of(series: Iterable[DicomSeries], word: str) -> list[DicomSeries]:
@@ -248,7 +248,8 @@ def _pair(
             raise RequestError(_missing(series, word))
         if prefer is not None and part is None and chosen and word.lower() == "ct" and len(candidates) > 1:
             candidates = prefer(candidates, next(iter(chosen.values()))) or candidates
-        one = choose(candidates, lambda s: s.label, word, part, f"--{role}_series")
+        candidates = _described(candidates, word, part, role)
+        one = choose(candidates, lambda s: s.label, word, None, f"--{role}_series")
         chosen[role] = one
         contrast = _contrast(one)
         if contrast is not None:
@@ -263,6 +264,26 @@ def _pair(
         centre=centre,
         facts=facts,
     )
+
+
+def _described(series: list[DicomSeries], word: str, part: str | None, role: str) -> list[DicomSeries]:
+    """The series whose description is, or else contains, what the user named; without any, by their folders.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if part is None:
+        return series
+    if any(one.description for one in series):
+        told = [one.description.lower() for one in series]
+    else:
+        told = [one.files[0].parent.name.lower() for one in series]
+    exact = [one for one, text in zip(series, told, strict=True) if text == part.lower()]
+    meant = exact or [one for one, text in zip(series, told, strict=True) if part.lower() in text]
+    if not meant:
+        names = ", ".join(sorted(one.label for one in series))
+        raise RequestError(f"none of its {word} series ({names}) is named as --{role}_series says ({part})")
+    return meant
 
 
 def _missing(series: list[DicomSeries], word: str) -> str:

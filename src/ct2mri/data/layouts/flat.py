@@ -43,8 +43,8 @@ class Flat:
             except RequestError as error:
                 found.left_out[patient] = str(error)
                 continue
-            facts = image_facts("source", _within(raw, source), options.source, {})
-            facts |= image_facts("target", _within(raw, target), options.target, {})
+            facts = image_facts("source", _without(patient, source, raw), options.source, {})
+            facts |= image_facts("target", _without(patient, target, raw), options.target, {})
             found.cases.append(
                 RawCase(
                     patient,
@@ -96,5 +96,6 @@ def _choose(images: list[_Named], patient: str, word: str, series: str | None, o
     return choose(own, lambda path: path.name, word, series, option)
 
 
-def _within(raw: Path, path: Path) -> str:
-    return str(path.relative_to(raw))
+def _without(patient: str, path: Path, raw: Path) -> str:
+    """What names an image beside its patient, who may be called T1: its folder and the rest of its name."""
+    return str(path.relative_to(raw).with_name(path.name.replace(patient, "", 1)))

@@ -35,8 +35,8 @@ _COMPANIONS = {"mask", "seg", "segmentation", "label", "labels", "landmarks", "o
 
 
 def tokens(name: str) -> list[str]:
-    """The lower-case parts of a name between `_`, `-`, `.` and blanks: `Mr_T1-gd` → mr, t1, gd."""
-    return [part for part in re.split(r"[_\-.\s]+", name.lower()) if part]
+    """The lower-case parts of a name between `_`, `-`, `.`, `/` and blanks: `Mr_T1-gd` → mr, t1, gd."""
+    return [part for part in re.split(r"[_\-.\s/\\]+", name.lower()) if part]
 
 
 def same_modality(word: str, other: str) -> bool:
