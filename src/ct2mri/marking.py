@@ -15,7 +15,8 @@ def safety_sentence_of(source: str, target: str) -> str:
     """What results of one modality made from another are marked with."""
     return (
         f"SYNTHETIC {target.upper()}, generated from {source.upper()}, not acquired. "
-        "Lesions may be missing or invented. Research use only; not for diagnosis, contouring or dose planning."
+        "Lesions may be missing or invented. "
+        "Research use only; not for diagnosis, contouring or dose planning."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ct2mri.data.plan_checks import check_source, check_target
 from ct2mri.data.plan_format import FORMAT_VERSION, checked_fields, of_this_version
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
@@ -193,89 +194,14 @@ class Plan:
         for name in ("remove_table", "enhance_contrast", "bias_correction"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"The plan's {name} is {getattr(self, name)!r}; true or false is allowed.")
-        self._check_source()
-        self._check_target()
+        check_source(self)
+        check_target(self)
         if self.bias_correction and not (
             modality_is_mr(self.source_modality) or modality_is_mr(self.target_modality)
         ):
             raise RequestError(
                 f"The plan's bias_correction is for MR, and it translates {self.source_modality} into "
                 f"{self.target_modality}; set it to false."
-            )
-
-    def _check_source(self) -> None:
-        if not self.source_windows or any(
-            len(window) != 2 or not window[0] < window[1] for window in self.source_windows
-        ):
-            raise RequestError(
-                f"The plan's source_windows is {self.source_windows}; "
-                "give one or more [low, high] with low < high."
-            )
-        if self.spacing is not None and (
-            len(self.spacing) != 3 or not all(0 < s < 100 for s in self.spacing)
-        ):
-            raise RequestError(
-                f"The plan's spacing is {self.spacing}; "
-                "give three voxel edges in mm between 0 and 100, or null."
-            )
-        if self.crop_margin_mm is not None and self.crop_margin_mm < 0:
-            raise RequestError(
-                f"The plan's crop_margin_mm is {self.crop_margin_mm}; "
-                "give 0 or more, or null for no cropping."
-            )
-        if self.source_units == "relative":
-            if self.source_percentile is None or not 0 < self.source_percentile <= 100:
-                raise RequestError(
-                    f"The plan's source_percentile is {self.source_percentile}; where source_units is "
-                    "relative, give a number above 0 and up to 100."
-                )
-            if self.body_threshold is not None:
-                raise RequestError(
-                    f"The plan's body_threshold is {self.body_threshold:g}; where source_units is relative "
-                    "it is found for each volume: set it to null."
-                )
-        elif self.source_percentile is not None:
-            raise RequestError(
-                f"The plan's source_percentile is {self.source_percentile:g}, and source_units is "
-                f"{self.source_units}; set it to null, or source_units to relative."
-            )
-
-    def _check_target(self) -> None:
-        if not 0 < self.target_percentile <= 100:
-            raise RequestError(
-                f"The plan's target_percentile is {self.target_percentile}; "
-                "give a number above 0 and up to 100."
-            )
-        if (self.target_scaling == "window") != (self.target_units == "HU"):
-            raise RequestError(
-                f"The plan's target_scaling is {self.target_scaling} and its target_units "
-                f"{self.target_units}; window goes with HU, percentile and zscore with relative."
-            )
-        low, high = self.target_range
-        if not -float("inf") < low < high < float("inf"):
-            raise RequestError(
-                f"The plan's target_range is {list(self.target_range)}; give [low, high] with low < high."
-            )
-        if self.target_scaling != "window":
-            if self.target_window is not None:
-                raise RequestError(
-                    f"The plan's target_window is {self.target_window}, and target_scaling is "
-                    f"{self.target_scaling}; set it to null."
-                )
-            if self.target_scaling == "percentile" and low != 0:
-                raise RequestError(
-                    f"The plan's target_range is {list(self.target_range)}; where target_scaling is "
-                    "percentile it begins at 0."
-                )
-            return
-        if self.target_window != [low, high]:
-            raise RequestError(
-                f"The plan's target_window is {self.target_window} and its target_range {[low, high]}; "
-                "where target_scaling is window, give the same [low, high] for both."
-            )
-        if self.enhance_contrast:
-            raise RequestError(
-                "The plan's enhance_contrast would change HU into something else; set it to false."
             )
 
     @property
