@@ -165,6 +165,7 @@ def test_flat_folders(tmp_path, names):
     assert [case.mask.load().array[0, 0, 0] for case in found.cases] == [20, 21]
     turned = find(tmp_path, source="mr", target="ct")
     assert [values(case) for case in turned.cases] == [(10, 0), (11, 1)]
+    assert turned.cases[0].target_name == names[0].format("site_a-01")  # with its folder, where it has one
 
 
 def test_flat_images_without_a_partner_or_with_two(tmp_path):

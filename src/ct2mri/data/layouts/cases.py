@@ -33,14 +33,20 @@ class RawImage(Protocol):
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """A volume in a file of a known format, in a zip, or in a folder that holds one DICOM series."""
+    """A volume in a file of a known format, in a zip, or in a folder that holds one DICOM series.
+
+    Attributes:
+        path: the file or folder.
+        within: the folder that its name is told from; the one it lies in, where None.
+    """
 
     path: Path
+    within: Path | None = None
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self.path.name
+        """The file's name, with the folders on the way where they tell more."""
+        return self.path.name if self.within is None else self.path.relative_to(self.within).as_posix()
 
     def load(self) -> Volume:
         """Read it, as `load_volume` does."""

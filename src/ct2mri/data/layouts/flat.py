@@ -49,9 +49,9 @@ class Flat:
                 RawCase(
                     patient,
                     patient,
-                    VolumeFile(source),
-                    VolumeFile(target),
-                    None if mask is None else VolumeFile(mask),
+                    VolumeFile(source, raw),
+                    VolumeFile(target, raw),
+                    None if mask is None else VolumeFile(mask, raw),
                     facts=facts,
                 )
             )
