@@ -179,6 +179,15 @@ def test_a_slope_of_nought_is_refused(write_dicom_slice: Writer, tmp_path: Path)
         load_volume(tmp_path / "a.dcm")
 
 
+@pytest.mark.parametrize("tags", [{"BitsStored": 17}, {"HighBit": 16}, {"BitsStored": 0}, {"HighBit": 3}])
+def test_impossible_bits_are_refused(tags: dict[str, int], write_dicom_slice: Writer, tmp_path: Path) -> None:
+    write_dicom_slice(tmp_path / "a.dcm", SMOOTH, **tags)
+    with pytest.raises(
+        RequestError, match=r"a\.dcm says that its pixels take|pixels of a\.dcm cannot be read"
+    ):
+        load_volume(tmp_path / "a.dcm")
+
+
 def test_values_that_are_not_hu_are_said(write_dicom_slice: Writer, tmp_path: Path) -> None:
     zero = np.zeros((2, 2), dtype=np.int16)
     for k, tags in enumerate(

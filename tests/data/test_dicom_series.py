@@ -80,7 +80,7 @@ def test_a_scout_among_the_slices_is_split_off(write_dicom_slice: Writer, tmp_pa
     volume = load_volume(tmp_path)
     assert volume.spatial_shape == (4, 3, 3)
     (warning,) = volume.metadata["warnings"]
-    assert "Passed over what is no stack of slices" in warning
+    assert "Passed over what is no scan" in warning
     assert "(CT, 1 image, UID …1.1)" in warning
 
 
@@ -98,6 +98,16 @@ def test_a_dose_report_beside_the_slices_is_passed_over(write_dicom_slice: Write
     volume = load_volume(tmp_path)
     assert volume.spatial_shape == (4, 3, 3)
     assert "“Dose Report”" in volume.metadata["warnings"][0]
+
+
+def test_a_dose_beside_the_slices_is_passed_over(write_dicom_slice: Writer, tmp_path: Path) -> None:
+    write_series(write_dicom_slice, tmp_path, "1.1")
+    dose = get_testdata_file("rtdose_1frame.dcm", download=False)
+    assert isinstance(dose, str)
+    shutil.copy(dose, tmp_path / "dose.dcm")
+    volume = load_volume(tmp_path)
+    assert volume.spatial_shape == (4, 3, 3)
+    assert "(RTDOSE, 1 image" in volume.metadata["warnings"][0]
 
 
 def test_two_stacks_are_never_chosen_between(write_dicom_slice: Writer, tmp_path: Path) -> None:

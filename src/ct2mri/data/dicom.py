@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ct2mri.data.dicom_files import frame_value, read_header
+from ct2mri.data.dicom_files import frame_value, read_header, read_whole_header
 from ct2mri.data.dicom_frames import DIFFERENCES, GEOMETRY_KEYWORDS, Frame, Stack, frames_of, stack_frames
 from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.dicom_pixels import PIXEL_KEYWORDS, read_planes
@@ -33,6 +33,7 @@ AIR_HU = -1024.0
 """What padding of a CT becomes: as far below tissue as CT scanners themselves count."""
 
 _SLICE_KEYWORDS = {*GEOMETRY_KEYWORDS, *DIFFERENCES, *PIXEL_KEYWORDS, "RescaleType", "LossyImageCompression"}
+_NO_SCANS = ("RTDOSE", "SEG")  # they lie in space as scans do, and beside them in exports of radiotherapy
 _SHOWN = 6
 
 
@@ -40,8 +41,8 @@ def load_dicom_files(files: list[Path], name: str) -> Volume:
     """Read the one image series among some files.
 
     Args:
-        files: candidates; those that are not DICOM images are passed over with a warning, and so are scouts
-            and pictures without a place in space (dose reports, screenshots) beside one series of slices.
+        files: candidates; those that are not DICOM images are passed over with a warning, and so are, beside
+            one series, scouts, doses, segmentations and pictures without a place in space (reports).
         name: what messages call the whole.
 
     Raises:
@@ -52,7 +53,11 @@ def load_dicom_files(files: list[Path], name: str) -> Volume:
         raise RequestError(
             f"{name} holds no DICOM image; give a folder with the slices of one series, or a volume file."
         )
-    wanted = [series for series in found if series.located and not series.facts["localizer"]]
+    wanted = [
+        series
+        for series in found
+        if series.located and not series.facts["localizer"] and series.modality not in _NO_SCANS
+    ]
     if len(found) == 1:
         wanted = found
     if len(wanted) != 1:
@@ -69,7 +74,7 @@ def load_dicom_files(files: list[Path], name: str) -> Volume:
         warnings.append(f"Passed over {others} of {len(files)} files in {name} that are not DICOM images.")
     if len(found) > 1:
         passed = "; ".join(series.label for series in found if series is not wanted[0])
-        warnings.append(f"Passed over what is no stack of slices in {name}: {passed}.")
+        warnings.append(f"Passed over what is no scan in {name}: {passed}.")
     volume.metadata["warnings"][:0] = warnings
     return volume
 
@@ -123,10 +128,8 @@ def _warnings(frame: Frame, modality: str, name: str) -> list[str]:
 
 
 def _origin(stack: Stack) -> DicomOrigin:
-    header = read_header(stack.frames[0].path)
-    several = "PerFrameFunctionalGroupsSequence" in header
-    if several:
-        del header["PerFrameFunctionalGroupsSequence"]
+    several = "PerFrameFunctionalGroupsSequence" in stack.frames[0].header
+    header = read_whole_header(stack.frames[0].path)
     return DicomOrigin(
         header=header,
         sop_class_uid=str(header.get("SOPClassUID") or ""),

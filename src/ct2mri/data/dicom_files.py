@@ -5,12 +5,14 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.multival import MultiValue
 
 from ct2mri.errors import RequestError
 
@@ -79,22 +81,17 @@ def unpack_zip(path: Path, folder: Path) -> list[Path]:
     return files
 
 
-def read_header(path: Path, keywords: Iterable[str] | None = None) -> pydicom.Dataset:
-    """The header of a DICOM file without its pixels; of `keywords` alone where they are given.
+def read_header(path: Path, keywords: Iterable[str]) -> pydicom.Dataset:
+    """Some attributes of a DICOM file, without pixels; what lies in groups of frames is parsed when asked.
 
     Raises:
         RequestError: the header is damaged.
     """
-    tags = None if keywords is None else list(keywords)
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # they would quote the patient's name
+        with _unchecked():
             # Some exports lack the mark at the beginning; then the name alone says DICOM.
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-            if tags is None:
-                _drop_unreadable(header)
-            for _ in header.iterall():  # values are parsed when looked at
-                pass
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords), force=True)
+            list(header)  # values are parsed when looked at
     except Exception as error:  # on damaged headers pydicom raises whatever its parsing stumbles over
         raise RequestError(
             f"The header of {path.name} is damaged; export the series again, or take the file away."
@@ -102,13 +99,28 @@ def read_header(path: Path, keywords: Iterable[str] | None = None) -> pydicom.Da
     return header
 
 
-def _drop_unreadable(header: pydicom.Dataset) -> None:
-    """Take elements out that cannot be parsed: of a whole header, most are nobody's concern."""
-    for tag in list(header.keys()):
-        try:
-            header[tag]
-        except Exception:  # whatever parsing stumbles over
-            del header[tag]
+def read_whole_header(path: Path) -> pydicom.Dataset:
+    """All of a header but the groups of single frames and what cannot be parsed; most is nobody's concern."""
+    with _unchecked():
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        header.pop(_FRAME_GROUPS[0], None)
+        for tag in list(header.keys()):
+            try:
+                element = header[tag]
+                if element.VR == "SQ":
+                    for item in element.value:
+                        list(item.iterall())
+            except Exception:  # whatever parsing stumbles over
+                del header[tag]
+    return header
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Take values that break the standard's rules as they are: warnings would quote them, even names."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def frame_value(header: pydicom.Dataset, keyword: str, frame: int = 0) -> Any:
@@ -116,13 +128,20 @@ def frame_value(header: pydicom.Dataset, keyword: str, frame: int = 0) -> Any:
 
     Enhanced images keep such attributes in groups: those of the frame come first, then the shared ones, then
     the header itself, where single-frame images have all of theirs.
+
+    Raises:
+        RequestError: a group is damaged.
     """
-    for place in _places(header, frame):
-        value = place.get(keyword)
-        if value not in (None, "") and not (
-            isinstance(value, list | pydicom.multival.MultiValue) and not value
-        ):
-            return value
+    try:
+        with pydicom.config.disable_value_validation():
+            for place in _places(header, frame):
+                value = place.get(keyword)
+                if value is not None and value != "" and not (isinstance(value, MultiValue) and not value):
+                    return value
+    except Exception as error:  # on damaged headers pydicom raises whatever its parsing stumbles over
+        raise RequestError(
+            f"A DICOM header is damaged where it tells of frame {frame + 1}; export the series again."
+        ) from error
     return None
 
 

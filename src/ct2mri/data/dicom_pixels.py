@@ -46,6 +46,22 @@ PIXEL_KEYWORDS = (
 """What `read_planes` needs of a header."""
 
 
+_DECODING_KEYWORDS = (
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)
+
+
 def read_planes(frames: list[Frame], fill: float, name: str) -> Iterator[NDArray[np.float32]]:
     """Pixels (rows, columns) of frames after rescaling, in their order, with padding overwritten by `fill`.
 
@@ -70,8 +86,8 @@ def _read_file(path: Path, name: str) -> NDArray[Any]:
     syntax = "an unknown way"
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # they would quote the header
-            image = pydicom.dcmread(path, force=True)
+            warnings.simplefilter("ignore")  # of padding after the pixels and the like
+            image = pydicom.dcmread(path, force=True, specific_tags=[*_DECODING_KEYWORDS])
             transfer = _transfer_syntax(image)
             syntax = transfer.name
             if transfer.is_encapsulated and transfer != RLELossless:
@@ -108,22 +124,10 @@ def _decode_jpeg(image: pydicom.Dataset, transfer: pydicom.uid.UID) -> NDArray[A
     bare = pydicom.Dataset()
     bare.SOPClassUID = several if count > 1 else SecondaryCaptureImageStorage
     bare.SOPInstanceUID = pydicom.uid.generate_uid()
-    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
-    if count > 1:
-        bare.NumberOfFrames = count
-    for keyword in (
-        "Rows",
-        "Columns",
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "PixelData",
-        "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths",
-    ):
+    for keyword in _DECODING_KEYWORDS:
         if keyword in image:
             bare[keyword] = image[keyword]
+    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = transfer
     reader = SimpleITK.ImageFileReader()
@@ -143,12 +147,17 @@ def _measured(cells: NDArray[Any], frame: Frame, fill: float) -> NDArray[np.floa
     bits = int(frame_number(header, "BitsStored", allocated))
     signed = frame_number(header, "PixelRepresentation", 0) == 1
     unused = int(frame_number(header, "HighBit", bits - 1)) + 1 - bits  # bits below the stored ones
+    if not (1 <= bits <= allocated <= 32 and 0 <= unused <= allocated - bits):
+        raise RequestError(
+            f"{frame.label} says that its pixels take {bits} of {allocated} bits from bit {unused} on, which "
+            "cannot be; export the series again."
+        )
     raw = cells
     if cells.dtype.itemsize * 8 != allocated or (cells.dtype.kind == "i") != signed:
         raw = _wrap(cells.astype(np.int64), allocated, signed)
     stored = raw
     if bits != allocated:
-        stored = _wrap(raw.astype(np.int64) >> max(unused, 0), bits, signed)
+        stored = _wrap(raw.astype(np.int64) >> unused, bits, signed)
     slope = frame_number(header, "RescaleSlope", 1, frame.index)
     if slope == 0:
         raise RequestError(
