@@ -16,9 +16,9 @@ from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.plan import Fingerprint, prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
+from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.options import TranslateOptions
-from ct2mri.pipeline import SAFETY_SENTENCE
-from ct2mri.translate import DESCRIPTION, SPREAD_DESCRIPTION, translate
+from ct2mri.translate import translate
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +50,25 @@ def test_a_file_becomes_a_marked_file_on_its_grid(model, ct_file, tmp_path, caps
     assert np.array_equal(mr.array, tiny.pipeline()(ct, seed=3).array)
     image = nibabel.load(tmp_path / "mr.nii.gz")
     assert image.get_data_dtype() == np.float32
-    assert image.header["descrip"].item().decode() == DESCRIPTION
+    assert image.header["descrip"].item().decode() == short_description(tiny.plan())
     assert names(tmp_path) == ["mr.json", "mr.nii.gz"]
-    assert "synthetic MR in arbitrary units" in capsys.readouterr().out
+    assert "synthetic MR in arbitrary MR units" in capsys.readouterr().out
 
 
 def test_descriptions_fit_a_nifti_header():
-    for sentence in (DESCRIPTION, SPREAD_DESCRIPTION):
-        assert sentence.isascii()
-        assert len(sentence) <= 79
-        assert sentence.startswith("SYNTHETIC MR")
+    for words in (("ct", "mr"), ("mr", "ct"), ("a-long-word", "an-ünusual-one")):
+        plan = tiny.plan(source_modality=words[0], target_modality=words[1])
+        for sentence in (short_description(plan), short_spread_description(plan)):
+            assert sentence.isascii()
+            assert len(sentence) <= 79
+            assert "SYNTHETIC" in sentence
 
 
 def test_the_sidecar_tells_how_it_was_made(model, ct_file, tmp_path):
     run(ct_file, tmp_path / "mr.mha", model, seed=5, steps=3, sampler="unipc")
     facts = json.loads((tmp_path / "mr.json").read_text())
-    assert facts["safety"] == SAFETY_SENTENCE
-    assert facts["units"] == "arbitrary MR units on the training set's median scale"
+    assert facts["safety"] == safety_sentence(tiny.plan())
+    assert facts["units"] == units(tiny.plan())
     assert facts["model"] == {"name": "tiny", "hash": tiny.pipeline().hash}
     assert facts["source"] == "head.nii.gz"
     assert (facts["seed"], facts["num_inference_steps"], facts["sampler"]) == (5, 3, "unipc")
@@ -82,10 +84,10 @@ def test_the_spread_over_samples(model, ct_file, tmp_path):
     assert np.array_equal(load_volume(tmp_path / "mr.nii.gz").array, expected.volume.array)
     assert names(tmp_path) == ["mr.json", "mr.nii.gz", "u/sd.json", "u/sd.nii.gz"]
     header = nibabel.load(tmp_path / "u" / "sd.nii.gz").header
-    assert header["descrip"].item().decode() == SPREAD_DESCRIPTION
+    assert header["descrip"].item().decode() == short_spread_description(tiny.plan())
     facts = json.loads((tmp_path / "u" / "sd.json").read_text())
     assert facts["content"].startswith("standard deviation")
-    assert facts["safety"] == SAFETY_SENTENCE
+    assert facts["safety"] == safety_sentence(tiny.plan())
 
 
 def test_a_mask_and_a_plan_replace_the_models_own(model, ct_file, tmp_path):
@@ -206,7 +208,7 @@ def test_a_cohorts_outputs_are_folders(model, cohort, tmp_path):
     with pytest.raises(RequestError, match="--mask is the body of one CT"):
         run(cohort, tmp_path / "o", model, mask=cohort / "b.nii.gz")
     save_volume(tiny.ct(), cohort / "c.nrrd")
-    with pytest.raises(RequestError, match=r"would both become c.nii.gz"):
+    with pytest.raises(RequestError, match=r"would both become c;"):
         run(cohort, tmp_path / "o", model)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="holds no CT"):
