@@ -66,10 +66,11 @@ def test_folders_are_matched_scaled_and_written(tmp_path, capsys):
     assert [case["case_id"] for case in report["cases"]] == ["a", "b", "c"]
     for case in report["cases"]:
         assert case["factors"]["gain"] == pytest.approx(1 / 7, rel=0.02)
-        assert 20 < case["psnr"] < 40 and 0.5 < case["ssim"] < 1
-        assert case["settings"]["data_range"] == 1 and "gain" in case["settings"]["normalisation"]
-        assert case["noise_floor"]["psnr"] < case["psnr"]
-    values = [case["psnr"] for case in report["cases"]]
+        assert 20 < case["values"]["psnr"] < 40 and 0.5 < case["values"]["ssim"] < 1
+        assert case["settings"][""]["data_range"] == 1
+        assert "gain" in case["settings"][""]["normalisation"]
+        assert case["noise_floor"]["values"]["psnr"] < case["values"]["psnr"]
+    values = [case["values"]["psnr"] for case in report["cases"]]
     assert report["summary"]["psnr"]["mean"] == pytest.approx(np.mean(values))
     assert report["summary"]["psnr"]["deviation"] == pytest.approx(np.std(values, ddof=1))
     with (tmp_path / "report" / "evaluation.csv").open() as file:
@@ -90,9 +91,9 @@ def test_the_scale_of_either_side_changes_nothing(tmp_path):
     save_volume(other.with_array(other.array * 1000), tmp_path / "two.nii.gz")
     one = run(tmp_path / "one.nii.gz", tmp_path / "target.nii.gz", output=tmp_path / "1")
     two = run(tmp_path / "two.nii.gz", tmp_path / "target.nii.gz", output=tmp_path / "2")
-    for name in METRICS:
+    for name in set(METRICS) - {"ms_ssim", "ms_gmsd"}:
         assert one["summary"][name]["mean"] == pytest.approx(two["summary"][name]["mean"], rel=1e-4)
-    assert "air included" in one["cases"][0]["settings"]["mask"]
+    assert "air included" in one["cases"][0]["settings"][""]["mask"]
 
 
 def test_identical_volumes_are_called_identical_and_leave_the_mean(tmp_path, capsys):
@@ -100,8 +101,10 @@ def test_identical_volumes_are_called_identical_and_leave_the_mean(tmp_path, cap
     save_volume(make_volume(0), predictions / "a_mr.nii.gz")
     report = run(predictions, targets, output=tmp_path / "report")
     first, second = report["cases"]
-    assert first["psnr"] is None and first["notes"]["psnr"] == "identical"
-    assert report["summary"]["psnr"] == {"mean": second["psnr"], "deviation": None, "cases": 1}
+    assert first["values"]["psnr"] is None and first["notes"]["psnr"] == "identical"
+    summary = report["summary"]["psnr"]
+    assert summary["mean"] == second["values"]["psnr"] and summary["deviation"] is None
+    assert summary["cases"] == 1 and summary["cases_without"] == 1
     assert "identical" in capsys.readouterr().out
 
 
@@ -119,7 +122,7 @@ def test_a_constant_image_and_an_empty_mask_give_no_nan(tmp_path, capsys):
     report = run(
         tmp_path / "predictions", tmp_path / "targets", masks=tmp_path / "masks", output=tmp_path / "report"
     )
-    assert report["cases"][0]["nmse"] == pytest.approx(1)
+    assert report["cases"][0]["values"]["nmse"] == pytest.approx(1)
     assert "mask is empty" in report["cases"][1]["notes"]["mae"]
     assert report["summary"]["mae"]["cases"] == 1
     printed = capsys.readouterr().out
@@ -146,16 +149,16 @@ def test_raw_patient_folders_serve_as_targets(tmp_path):
     raw = tmp_path / "raw"
     report = run(predictions, raw, masks=raw, output=tmp_path / "report")
     assert len(report["cases"]) == 3 and report["summary"]["psnr"]["mean"] > 20
-    assert report["cases"][0]["settings"]["mask"] == "given"
+    assert report["cases"][0]["settings"][""]["mask"] == "given"
 
 
-def make_dataset(root, target_scale=500.0):
+def make_dataset(root, target_range=(0.0, 500.0)):
     """A prepared data set of two held-out cases and one for training."""
     split = Split(seed=0, train=["p0"], validation=[], test=["p1", "p2"])
     Plan(
         source_windows=[[-1024.0, 3000.0]],
         target_percentile=99.5,
-        target_scale=target_scale,
+        target_range=target_range,
         split=split,
         fingerprint=None,
         spacing=(1.5, 1.5, 2.0),
@@ -196,9 +199,10 @@ def test_a_prepared_data_set_brings_its_own_targets_masks_and_scale(tmp_path):
         save_volume(Volume(in_mr_units.astype(np.float32), AFFINE), tmp_path / "out" / f"{patient_id}.nii.gz")
     evaluate(EvaluateOptions(predictions=tmp_path / "out", data=dataset, output=tmp_path / "report"))
     report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert {case["case_id"]: case["mae"] for case in report["cases"]} == pytest.approx(expected, rel=1e-4)
-    assert "nothing fitted" in report["cases"][0]["settings"]["normalisation"]
-    assert report["cases"][0]["factors"]["target_scale"] == 500
+    found = {case["case_id"]: case["values"]["mae"] for case in report["cases"]}
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert "nothing fitted" in report["cases"][0]["settings"][""]["normalisation"]
+    assert report["cases"][0]["factors"]["target_high"] == 500
 
 
 def test_unusable_requests_get_one_sentence(tmp_path):
@@ -213,6 +217,17 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("either TARGETS")
     refused("either TARGETS", targets=targets, data=dataset)
     refused("own masks", masks=masks, data=dataset)
+    refused("own masks and sources", sources=masks, data=dataset)
+    refused("plan tells the units", units="HU", data=dataset)
+    refused("with --labels; give both", targets=targets, predicted_labels=targets, labels=None)
+    refused("no volume but those called mr.*cbct or ct", targets=targets, preset="synthrad2025")
+    one = {"predictions": targets / "a.nii.gz", "targets": targets / "b.nii.gz"}
+    refused("Case b.*looks like an MR", preset="synthrad2025", **one)
+    refused("no CSV table", targets=targets, cases=tmp_path / "nowhere.csv")
+    (tmp_path / "cases.csv").write_text("case_id,patient\na,x\n")
+    refused("columns case_id, patient; it needs", targets=targets, cases=tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text("case_id,patient_id\na,x\n")
+    refused("no patient_id for b", targets=targets, cases=tmp_path / "cases.csv")
     refused("no file or folder", targets=tmp_path / "nowhere")
     refused("no validation case", data=dataset, split="validation")
     refused("No prediction matches", data=dataset)
@@ -221,7 +236,7 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     (masks / "mask_b.nii.gz").unlink()
     refused("no mask for b", targets=targets, masks=masks)
     save_volume(make_volume(0, affine=np.diag([1.5, 1.5, 2.5, 1])), predictions / "a_mr.nii.gz")
-    refused("different grids", targets=targets)
+    refused("different grids.*--resample", targets=targets)
     broken = make_volume(0)
     broken.array[3, 3, 3] = np.nan
     save_volume(broken, predictions / "a_mr.nii.gz")
@@ -252,3 +267,128 @@ def test_the_scale_of_images_that_do_not_tell_is_one():
     assert fit_scale(zeros, zeros, mask) == {"gain": 1.0, "reference": 1.0}
     assert fit_scale(zeros + 1, zeros + 2, ~mask) == {"gain": 1.0, "reference": 1.0}
     assert fit_scale(zeros + 1, zeros + 2, mask) == {"gain": 2.0, "reference": 2.0}
+
+
+def make_hu(seed, shape=(20, 21, 22)):
+    """A made-up CT: air around a ball of tissue with a core of bone."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    radius = np.sqrt((grid**2).sum(axis=0)) + 0.02 * np.random.default_rng(seed).standard_normal(shape)
+    array = np.select([radius < 0.4, radius < 0.85], [800.0, 40.0], -1000.0)
+    return Volume(array.astype(np.float32), AFFINE)
+
+
+def test_ct_is_compared_in_hu_with_a_challenges_numbers(tmp_path):
+    for seed, name in enumerate("ab"):
+        truth = make_hu(seed)
+        save_volume(truth, tmp_path / "targets" / f"{name}_ct.nii.gz")
+        save_volume(noisy(truth, seed + 5, 30), tmp_path / "out" / f"{name}_synthetic_ct.nii.gz")
+        body = truth.with_array((truth.array > -500).astype(np.float32))
+        save_volume(body, tmp_path / "masks" / f"{name}_mask.nii.gz")
+    report = run(
+        tmp_path / "out",
+        tmp_path / "targets",
+        masks=tmp_path / "masks",
+        preset="synthrad2023",
+        output=tmp_path / "report",
+    )
+    assert report["in_hu"] and report["measures"]["mae"]["unit"] == "HU"
+    for case in report["cases"]:
+        values, settings = case["values"], case["settings"]
+        assert values["mae"] == pytest.approx(30 * np.sqrt(2 / np.pi), rel=0.05)
+        assert values["synthrad2023.mae"] == pytest.approx(values["mae"], rel=1e-6)
+        assert settings[""]["normalisation"] == "none: both in HU" and settings[""]["zero"] == -1024
+        assert "peak 4024" in settings["synthrad2023"]["psnr"] and settings[""]["data_range"] == 4095
+        assert values["regions.bone.mae"] == pytest.approx(values["mae"], rel=0.1)
+        assert values["regions.air.mae"] is None and "no air" in case["notes"]["regions.air.mae"]
+        assert case["noise_floor"]["values"]["synthrad2023.ssim"] < values["synthrad2023.ssim"]
+
+
+def test_regions_edges_labels_and_patients_of_plain_files(tmp_path, capsys):
+    lines = ["case_id,patient_id,centre"]
+    for seed, (name, patient, centre) in enumerate([("a", "x", "A"), ("b", "x", "A"), ("c", "y", "B")]):
+        ct = make_hu(seed)
+        mr = ct.with_array(np.select([ct.array > 500, ct.array > -500], [50.0, 300.0], 0.0))
+        labels = ct.with_array(np.select([ct.array > 500, ct.array > -500], [2.0, 1.0], 0.0))
+        moved = labels.with_array(np.roll(labels.array, 1, axis=0))
+        for folder, word, volume in [
+            ("cts", "ct", ct),
+            ("targets", "mr", mr),
+            ("out", "mr", noisy(mr, seed, 20)),
+            ("labels", "labels", labels),
+            ("found", "seg", moved),
+        ]:
+            save_volume(volume, tmp_path / folder / f"{name}_{word}.nii.gz")
+        lines.append(f"{name},{patient},{centre}")
+    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
+    report = run(
+        tmp_path / "out",
+        tmp_path / "targets",
+        sources=tmp_path / "cts",
+        labels=tmp_path / "labels",
+        predicted_labels=tmp_path / "found",
+        cases=tmp_path / "cases.csv",
+        output=tmp_path / "report",
+    )
+    a, b, c = (case["values"] for case in report["cases"])
+    assert report["summary"]["mae"]["mean"] == pytest.approx(np.mean([(a["mae"] + b["mae"]) / 2, c["mae"]]))
+    assert report["summary"]["mae"]["patients"] == 2 and report["summary"]["mae"]["cases"] == 3
+    assert (
+        report["centres"]["B"]["mae"]["mean"] == c["mae"] and report["centres"]["A"]["mae"]["patients"] == 1
+    )
+    assert a["labels.1.mae"] == pytest.approx(a["regions.soft_tissue.mae"], rel=1e-9)
+    assert 0.7 < a["labels.2.dice"] < 0.95
+    floor = report["cases"][0]["noise_floor"]["values"]
+    assert floor["labels.2.dice"] == pytest.approx(a["labels.2.dice"], abs=0.1)
+    assert a["labels.2.volume_ml"] == a["labels.2.true_volume_ml"] == pytest.approx(0.0045 * 280, rel=0.2)
+    assert a["edges.against_truth_mm"] < 0.3 and a["edges.found"] > 0.9
+    assert set(report["cases"][0]["profiles"]) == {"axial", "coronal", "sagittal"}
+    profile = report["cases"][0]["profiles"]["axial"]
+    assert len(profile["slices"]) == len(profile["mae"]) == 22 and profile["slice_mm"] == 2.0
+    assert len(profile["steps"]) == len(profile["change_prediction"]) == 21
+    printed = capsys.readouterr().out
+    for words in (
+        "Slice by slice",
+        "Slice continuity",
+        "Edges, in mm",
+        "By the CT's HU",
+        "By label",
+        "By centre",
+    ):
+        assert words in printed
+    assert printed.count("noise floor") >= 10 and "2 patients" in printed
+    header = (tmp_path / "report" / "evaluation.csv").read_text().splitlines()[0].split(",")
+    assert header[:3] == ["case_id", "patient_id", "centre"] and "labels.2.dice" in header
+
+
+def test_predictions_on_another_grid_are_resampled_on_request_and_it_is_said(tmp_path, capsys):
+    target = make_hu(0)
+    smaller = Volume(
+        target.array[2:, :, :-3], AFFINE @ np.array([[1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    )
+    save_volume(target, tmp_path / "target.nii.gz")
+    save_volume(noisy(smaller, 1, 30), tmp_path / "prediction.nii.gz")
+    report = run(
+        tmp_path / "prediction.nii.gz",
+        tmp_path / "target.nii.gz",
+        units="HU",
+        resample=True,
+        output=tmp_path / "report",
+    )
+    (case,) = report["cases"]
+    assert case["voxels"] == 18 * 21 * 19
+    assert case["values"]["mae"] == pytest.approx(30 * np.sqrt(2 / np.pi), rel=0.05)
+    assert "was resampled" in case["remarks"][0] and "was resampled" in capsys.readouterr().out
+
+
+def test_a_prepared_data_set_tells_patients_and_refuses_presets_for_ct(tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    for seed, patient_id in [(1, "p1"), (2, "p2")]:
+        save_volume(noisy(make_volume(seed), seed), tmp_path / "out" / f"{patient_id}.nii.gz")
+    options = EvaluateOptions(predictions=tmp_path / "out", data=dataset, output=tmp_path / "report")
+    evaluate(options)
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert [case["patient_id"] for case in report["cases"]] == ["p1", "p2"]
+    assert report["summary"]["ssim"]["interval"] is not None and report["centres"] == {}
+    options.preset = "synthrad2025"
+    with pytest.raises(RequestError, match="not in HU; leave the preset out"):
+        evaluate(options)

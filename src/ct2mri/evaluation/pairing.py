@@ -2,27 +2,41 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.cases import PreparedCase, PreparedDataset
+from ct2mri.data.geometry import resample
+from ct2mri.data.intensity import unscale_target, unscale_window
 from ct2mri.data.io import find_volumes, is_volume_path, load_volume, volume_stem
-from ct2mri.data.volume import Grid
+from ct2mri.data.plan import ZSCORE_REACH, Plan
+from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
+from ct2mri.evaluation.regions import as_labels
 
 TARGET_PERCENTILE = 99.5
+AIR_HU = -1024.0
+HU_RANGE = 4095.0
+"""Range of a stored CT, −1024 to 3071 HU: the peak of PSNR where no plan says another."""
 
 # Words that say what an image is, not whose: they are no part of a case identifier.
-_TARGET_WORDS = {"mr", "mri", "smr", "target"}
-_MASK_WORDS = {"mask", "body"}
-_OTHER_WORDS = {"ct", "source", "draft", "uncertainty", "spread", "labels"}
+_MR_WORDS = {"mr", "mri", "smr"}
+_CT_WORDS = {"ct", "cbct", "sct"}
+_OTHER_WORDS = {"draft", "uncertainty", "spread"}
 _FILLERS = {"synthetic", "prediction", "predicted"}
 
-Role = Literal["image", "mask"]
+Role = Literal["image", "ct", "mask", "source", "labels"]
+_ROLE_WORDS: dict[Role, set[str]] = {
+    "image": _MR_WORDS | {"target"},
+    "ct": _CT_WORDS | {"target"},
+    "source": _CT_WORDS | {"source"},
+    "mask": {"mask", "body"},
+    "labels": {"labels", "label", "seg", "segmentation"},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +45,20 @@ class Pair:
 
     Attributes:
         case_id: what prediction and target were matched by.
-        prediction: (i, j, k), in the normalised units that `normalisation` tells.
+        prediction: (i, j, k), in the units that `normalisation` tells.
         target: (i, j, k), likewise.
         mask: bool (i, j, k).
         normalisation: what was done to both, in words.
         factors: the numbers it was done with.
         mask_name: what the mask is, in words.
+        grid: where all arrays of the case lie.
+        patient_id: whose case it is.
+        data_range: width of the values that these units are meant for: 1, in HU that of the plan's window.
+        in_hu: whether prediction and target are in HU.
+        ct: (i, j, k), the case's CT, or another source; None where it is not known.
+        ct_in_hu: whether `ct` is in HU.
+        centre: where it was scanned; None where it is not known.
+        notes: what was done to bring the images together, a sentence each.
     """
 
     case_id: str
@@ -46,6 +68,19 @@ class Pair:
     normalisation: str
     factors: dict[str, float]
     mask_name: str
+    grid: Grid
+    patient_id: str
+    data_range: float = 1.0
+    in_hu: bool = False
+    ct: NDArray[np.float32] | None = None
+    ct_in_hu: bool = False
+    centre: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def zero(self) -> float:
+        """The value that stands for nothing: air in HU, else 0."""
+        return AIR_HU if self.in_hu else 0.0
 
 
 @dataclass(frozen=True)
@@ -78,81 +113,148 @@ class Matches:
         return cls(sorted(predicted & wanted), sorted(wanted - predicted), sorted(predicted - wanted))
 
 
-def pairs_of_files(predictions: Path, targets: Path, masks: Path | None) -> tuple[Matches, Iterator[Pair]]:
-    """Pairs of plain files; a single prediction and a single target belong together whatever their names."""
-    predicted, wanted = find_cases(predictions, "image"), find_cases(targets, "image")
+def pairs_of_files(
+    predictions: Path,
+    targets: Path,
+    masks: Path | None = None,
+    sources: Path | None = None,
+    *,
+    in_hu: bool = False,
+    resampled: bool = False,
+) -> tuple[Matches, Iterator[Pair]]:
+    """Pairs of plain files; a single prediction and a single target belong together whatever their names.
+
+    Args:
+        predictions, targets, masks, sources: a volume or a folder each.
+        in_hu: prediction and target are CTs, compared as they are.
+        resampled: bring a prediction on another grid onto its target's.
+
+    Raises:
+        RequestError: nothing matches, a mask or source is lacking, or (at the pair) grids differ.
+    """
+    role: Role = "ct" if in_hu else "image"
+    predicted, wanted = find_cases(predictions, role), find_cases(targets, role)
     if is_volume_path(predictions) and is_volume_path(targets):
         predicted = dict(zip(wanted, predicted.values(), strict=True))
     matches = Matches.of(list(predicted), list(wanted))
-    mask_paths: dict[str, Path] = {}
-    if masks is not None:
-        mask_paths = find_cases(masks, "mask")
-        if is_volume_path(masks) and len(matches.case_ids) == 1:
-            mask_paths = dict(zip(matches.case_ids, mask_paths.values(), strict=True))
-        if lacking := [case_id for case_id in matches.case_ids if case_id not in mask_paths]:
-            raise RequestError(f"{masks} holds no mask for {', '.join(lacking)}; add one for every case.")
+    mask_paths = counterparts(masks, "mask", matches.case_ids)
+    source_paths = counterparts(sources, "source", matches.case_ids)
 
     def pairs() -> Iterator[Pair]:
         for case_id in matches.case_ids:
             prediction, target = load_volume(predicted[case_id]), load_volume(wanted[case_id])
-            _require_same_grid(case_id, "prediction", prediction.grid, "target", target.grid)
-            if masks is None:
-                inside, name = (
-                    np.ones(target.spatial_shape, dtype=bool),
-                    "none: the whole image, air included",
-                )
-            else:
+            inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
+            if masks is not None:
                 mask = load_volume(mask_paths[case_id])
                 _require_same_grid(case_id, "mask", mask.grid, "target", target.grid)
                 inside, name = mask.array > 0, "given"
-            factors = fit_scale(prediction.array, target.array, inside)
-            gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
+            prediction, seen, notes = _on_grid_of(target, prediction, case_id, resampled)
+            inside = inside & seen
+            ct, ct_in_hu = (target.array, True) if in_hu else (None, False)
+            if sources is not None and not in_hu:
+                source = load_volume(source_paths[case_id])
+                _require_same_grid(case_id, "source", source.grid, "target", target.grid)
+                ct, ct_in_hu = source.array, looks_like_hu(source.array)
+            images, factors, words = (prediction.array, target.array), {}, "none: both in HU"
+            if not in_hu:
+                factors = fit_scale(prediction.array, target.array, inside)
+                gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
+                images = prediction.array * gain / reference, target.array / reference
+                words = (
+                    "prediction times one least-squares gain, then both divided by the target's "
+                    f"{TARGET_PERCENTILE}th percentile, both inside the mask"
+                )
             yield Pair(
                 case_id,
-                prediction.array * gain / reference,
-                target.array / reference,
+                *images,
                 inside,
-                "prediction times one least-squares gain, then both divided by the target's "
-                f"{TARGET_PERCENTILE}th percentile, both inside the mask",
+                words,
                 factors,
                 name,
+                target.grid,
+                case_id,
+                data_range=HU_RANGE if in_hu else 1.0,
+                in_hu=in_hu,
+                ct=ct,
+                ct_in_hu=ct_in_hu,
+                notes=notes,
             )
 
     return matches, pairs()
 
 
 def pairs_of_dataset(
-    predictions: Path, dataset: PreparedDataset, split: Literal["train", "validation", "test"]
+    predictions: Path,
+    dataset: PreparedDataset,
+    split: Literal["train", "validation", "test"],
+    *,
+    resampled: bool = False,
 ) -> tuple[Matches, Iterator[Pair]]:
     """Pairs of predictions on the prepared grids and a data set's own registered targets."""
     case_ids = dataset.case_ids(split)
     if not case_ids:
         raise RequestError(f"{dataset.root} has no {split} case; choose another --split.")
-    by_name = find_cases(predictions, "image")
+    by_name = find_cases(predictions, "ct" if dataset.plan.target_units == "HU" else "image")
     # A case identifier may itself end in a word such as _mr, so the whole name of a file goes first.
     by_name |= {volume_stem(path): path for path in by_name.values() if volume_stem(path) in case_ids}
     files = {path: case_id for case_id, path in by_name.items()}
     predicted = {case_id: path for path, case_id in files.items()}
     matches = Matches.of(list(predicted), case_ids)
-    scale = dataset.plan.target_scale
+    plan = dataset.plan
+    low, high = plan.target_range
 
     def pairs() -> Iterator[Pair]:
         for case_id in matches.case_ids:
             case = dataset.case(case_id)
+            grid_of_case = Volume(case.target, case.affine)
             prediction = load_volume(predicted[case_id])
-            _require_same_grid(case_id, "prediction", prediction.grid, "prepared target", case.grid)
+            prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
+            ct, ct_in_hu = _ct_of(case, plan)
+            if plan.target_units == "HU":
+                images = prediction.array, unscale_target(case.target, plan.target_range)
+                words = f"none: both in HU, the target clipped to {low:g} to {high:g}"
+            else:
+                images = (
+                    (prediction.array - np.float32(low)) / np.float32(high - low),
+                    (case.target + np.float32(1)) / np.float32(2),
+                )
+                words = _in_own_range(plan)
             yield Pair(
                 case_id,
-                prediction.array / np.float32(scale),
-                (case.target + np.float32(1)) / np.float32(2),
-                case.mask & case.valid,
-                "prediction divided by the plan's target_scale, target by its own "
-                f"{dataset.plan.target_percentile:g}th percentile inside the body; nothing fitted",
-                {"target_scale": scale, "target_reference": case.target_range[1]},
+                *images,
+                case.mask & case.valid & seen,
+                words,
+                {
+                    "target_low": low,
+                    "target_high": high,
+                    "own_low": case.target_range[0],
+                    "own_high": case.target_range[1],
+                },
                 "the body, where the target was seen",
+                case.grid,
+                case.patient_id,
+                data_range=high - low if plan.target_units == "HU" else 1.0,
+                in_hu=plan.target_units == "HU",
+                ct=ct,
+                ct_in_hu=ct_in_hu,
+                centre=case.centre,
+                notes=notes,
             )
 
     return matches, pairs()
+
+
+def _in_own_range(plan: Plan) -> str:
+    """In words: how a prediction and a target without units come to a common scale."""
+    ends = (
+        f"0 and its {plan.target_percentile:g}th percentile"
+        if plan.target_scaling == "percentile"
+        else f"its mean minus and plus {ZSCORE_REACH:g} standard deviations"
+    )
+    return (
+        "the plan's target_range of the prediction maps to 0 and 1, of the target its own "
+        f"({ends} inside the body); nothing fitted"
+    )
 
 
 def case_and_role(path: Path) -> tuple[str, set[str]]:
@@ -161,7 +263,7 @@ def case_and_role(path: Path) -> tuple[str, set[str]]:
     Such words are dropped at the start and the end (`mr_001`, `001_synthetic_mr` → `001`); a file that is
     called by such a word alone is named by its folder (`001/mr.nii.gz` → `001`).
     """
-    known = _TARGET_WORDS | _MASK_WORDS | _OTHER_WORDS | _FILLERS
+    known = set().union(*_ROLE_WORDS.values()) | _OTHER_WORDS | _FILLERS
     words, roles = re.split(r"([-_.])", volume_stem(path)), set()
     while words and words[-1].lower() in known:
         roles.add(words[-1].lower())
@@ -178,7 +280,8 @@ def find_cases(path: Path, role: Role) -> dict[str, Path]:
     Raises:
         RequestError: nothing is there, or two files have the same case identifier.
     """
-    wanted, unwanted = (_TARGET_WORDS, _MASK_WORDS) if role == "image" else (_MASK_WORDS, _TARGET_WORDS)
+    wanted = _ROLE_WORDS[role]
+    unwanted = set().union(*_ROLE_WORDS.values(), _OTHER_WORDS) - wanted
     found: dict[str, Path] = {}
     if not path.exists():
         raise RequestError(f"There is no file or folder {path}; give a volume or a folder of volumes.")
@@ -187,14 +290,18 @@ def find_cases(path: Path, role: Role) -> dict[str, Path]:
     if not path.is_dir():
         raise RequestError(f"{path} is neither a volume nor a folder of volumes.")
     candidates: list[tuple[str, Path]] = []
-    nested = set()
+    nested, others = set(), set()
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         inside = [file for file in find_volumes(folder) if volume_stem(file).lower() in wanted]
         candidates += [(folder.name, file) for file in inside]
         nested |= {folder} if inside else set()
     for file in find_volumes(path):
         case_id, roles = case_and_role(file)
-        if file not in nested and not roles & (unwanted | _OTHER_WORDS):
+        if file in nested:
+            continue
+        if roles & unwanted:
+            others |= roles & unwanted
+        else:
             candidates.append((case_id, file))
     for case_id, file in candidates:
         if case_id in found:
@@ -204,7 +311,11 @@ def find_cases(path: Path, role: Role) -> dict[str, Path]:
             )
         found[case_id] = file
     if not found:
-        raise RequestError(f"{path} holds no volume; give a volume or a folder of volumes.")
+        called = f" but those called {', '.join(sorted(others))}" if others else ""
+        raise RequestError(
+            f"{path} holds no volume{called}; give a volume or a folder of volumes, with "
+            f"{' or '.join(sorted(wanted))} in their names or nothing of the kind."
+        )
     return found
 
 
@@ -225,6 +336,68 @@ def fit_scale(
     return {"gain": gain, "reference": reference} if usable else {"gain": 1.0, "reference": 1.0}
 
 
+def labels_of(path: Path, grid: Grid) -> tuple[NDArray[np.int32], list[str]]:
+    """A label map on a grid, by the nearest voxel where it lies on another, and what was done.
+
+    Raises:
+        RequestError: it holds something else than whole numbers.
+    """
+    labels, notes = load_volume(path), []
+    as_labels(labels.array, path.name)
+    if not labels.grid.matches(grid, tolerance_mm=0.05):
+        labels = resample(labels, grid, interpolation="nearest", fill=0)
+        notes = [f"{path.name} was brought onto the case's grid by the nearest voxel."]
+    return as_labels(labels.array, path.name), notes
+
+
+def looks_like_hu(array: NDArray[np.float32]) -> bool:
+    """Whether voxels are in HU as far as can be told: air is there, which nothing but HU puts below −200."""
+    return bool(array.min() < -200)
+
+
+def counterparts(path: Path | None, role: Role, case_ids: list[str]) -> dict[str, Path]:
+    """A file of each case; a single file belongs to a single case whatever its name.
+
+    Raises:
+        RequestError: a case has none.
+    """
+    if path is None:
+        return {}
+    found = find_cases(path, role)
+    if is_volume_path(path) and len(case_ids) == 1:
+        return dict(zip(case_ids, found.values(), strict=True))
+    if lacking := [case_id for case_id in case_ids if case_id not in found]:
+        raise RequestError(f"{path} holds no {role} for {', '.join(lacking)}; add one for every case.")
+    return found
+
+
+def _on_grid_of(
+    target: Volume, prediction: Volume, case_id: str, resampled: bool
+) -> tuple[Volume, NDArray[np.bool_], list[str]]:
+    """A prediction on its target's grid, where it reaches, and what was done."""
+    everywhere = np.ones(target.spatial_shape, dtype=bool)
+    if not resampled or prediction.grid.matches(target.grid, tolerance_mm=0.05):
+        _require_same_grid(case_id, "prediction", prediction.grid, "target", target.grid)
+        return prediction, everywhere, []
+    reach = resample(prediction.with_array(np.ones_like(prediction.array)), target.grid, fill=0).array > 0.999
+    moved = resample(prediction, target.grid, fill=float(prediction.array.min()))
+    note = (
+        f"The prediction was resampled (linear) from {_describe(prediction.grid)} to "
+        f"{_describe(target.grid)}; where it does not reach, nothing counts."
+    )
+    return moved, reach, [note]
+
+
+def _ct_of(case: PreparedCase, plan: Plan) -> tuple[NDArray[np.float32] | None, bool]:
+    """The CT of a prepared case, or a source that is a picture of one, and whether it is in HU."""
+    if plan.target_units == "HU":
+        return unscale_target(case.target, plan.target_range), True
+    if plan.source_units == "relative":
+        return None, False
+    channel, window = max(enumerate(plan.source_windows), key=lambda item: item[1][1] - item[1][0])
+    return unscale_window(case.source[channel], window), plan.source_units == "HU"
+
+
 def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
 
@@ -233,7 +406,7 @@ def _require_same_grid(case_id: str, what: str, grid: Grid, other: str, wanted: 
     if not grid.matches(wanted, tolerance_mm=0.05):
         raise RequestError(
             f"Case {case_id}: the {what} ({_describe(grid)}) and the {other} ({_describe(wanted)}) lie on "
-            "different grids; resample one of them to the other's grid first."
+            "different grids; give --resample to bring the prediction onto the target's, or resample first."
         )
 
 
