@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage.exposure import equalize_adapthist
 
 from ct2mri.data.intensity import (
     body_mask,
     border_padding,
     defaced,
+    enhance_local_contrast,
+    otsu_threshold,
     scale_target,
     scale_windows,
     target_reference,
@@ -12,6 +16,7 @@ from ct2mri.data.intensity import (
     unscale_window,
 )
 from ct2mri.data.io import load_volume
+from ct2mri.data.phantom import draw_phantom
 
 
 def ball(shape, centre, radius):
@@ -131,3 +136,64 @@ def test_a_blanked_part_of_a_single_slice():
     dark[:, 60:] = False
     dark[40:46, 40:46] = True  # 36 mm²
     assert not defaced(dark, mask, mask, (1, 1, 1)).any()
+
+
+def test_targets_in_hu_come_back():
+    hu = np.array([-1024, -1000, 40, 3000, 3500], np.float32).reshape(5, 1, 1)
+    scaled = scale_target(hu, (-1024, 3000))
+    np.testing.assert_allclose(scaled.ravel()[[0, 3]], [-1, 1], atol=1e-6)
+    np.testing.assert_allclose(unscale_target(scaled, (-1024, 3000)), hu, atol=0.04)
+
+
+@pytest.mark.parametrize("anatomy", ["head", "pelvis"])
+@pytest.mark.parametrize("noise", [0, 0.08])
+def test_the_body_in_an_mr_is_the_body_in_the_ct(anatomy, noise):
+    phantom = draw_phantom(anatomy, 5, spacing=4)
+    mr, generator = phantom.mr.array, np.random.default_rng(0)
+    deviation = noise * np.percentile(mr, 99)
+    real, imaginary = (generator.normal(0, deviation, mr.shape) for _ in range(2))
+    noisy = np.hypot(mr + real, imaginary).astype(np.float32)
+    found = body_mask(noisy, phantom.mr.spacing, otsu_threshold(noisy))
+    true = body_mask(phantom.ct.array, phantom.ct.spacing, -300)
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.97
+    assert (true & ~found).sum() < 0.015 * true.sum()
+    assert otsu_threshold(noisy * 7) == pytest.approx(7 * otsu_threshold(noisy), rel=1e-3)
+
+
+def test_the_body_in_a_real_mr(shared_data):
+    mr, ct = (load_volume(shared_data / "head_templates" / f"{name}.nii.gz") for name in ("mr", "ct"))
+    found = body_mask(mr.array, mr.spacing, otsu_threshold(mr.array))
+    true = body_mask(ct.array, ct.spacing, -300)
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.93
+
+
+def test_an_empty_volume_has_no_threshold_above_it():
+    assert otsu_threshold(np.zeros((4, 4, 4), np.float32)) == 0
+
+
+def test_contrast_enhancement_agrees_with_the_oracle():
+    generator = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(generator.random((64, 48, 56)), 3)
+    volume = (100 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.float32)
+    ours = enhance_local_contrast(volume, 100)
+    oracle = equalize_adapthist(volume.astype(float) / 100, kernel_size=(8, 8, 8), clip_limit=0.01) * 100
+    assert np.corrcoef(ours.ravel(), oracle.ravel())[0, 1] > 0.99
+    assert np.abs(ours - oracle).mean() < 5
+    assert ours.std() > 1.5 * volume.std()
+
+
+def test_contrast_enhancement_keeps_the_ends_and_what_lies_beyond():
+    ramp = np.linspace(-20, 130, 40 * 30 * 20, dtype=np.float32).reshape(40, 30, 20)
+    ramp[0], ramp[1] = 0, 100
+    enhanced = enhance_local_contrast(ramp, 100)
+    beyond = (ramp <= 0) | (ramp >= 100)
+    np.testing.assert_array_equal(enhanced[beyond], ramp[beyond])
+    assert enhanced[~beyond].min() > 0 and enhanced[~beyond].max() < 100
+    for shape in ((1, 40, 30), (5, 1, 1), (3, 4, 7)):
+        small = generator_values(shape)
+        out = enhance_local_contrast(small, 1)
+        assert out.shape == shape and np.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
+
+
+def generator_values(shape):
+    return np.random.default_rng(1).random(shape).astype(np.float32)

@@ -185,3 +185,125 @@ def test_one_slice_of_a_ct():
     assert prepared.mask.any()
     back = restore_to_input(prepared.array[0], prepared.grid, volume, fill=-1)
     assert back.spatial_shape == (40, 48, 1)
+
+
+# Other modalities, other directions
+
+
+MR_TO_CT = replace(
+    PLAN,
+    source_modality="mr",
+    target_modality="ct",
+    source_units="relative",
+    source_percentile=99.0,
+    source_windows=[[0.0, 1.25]],
+    body_threshold=None,
+    remove_table=True,
+    target_units="HU",
+    target_scaling="window",
+    target_window=[-1024.0, 3000.0],
+    target_range=(-1024.0, 3000.0),
+)
+
+
+def test_a_plan_for_ct_from_mr_comes_back_from_disk(tmp_path):
+    MR_TO_CT.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == MR_TO_CT
+    assert (MR_TO_CT.source_fill, MR_TO_CT.target_fill) == (0, -1024)
+    assert (PLAN.source_fill, PLAN.target_fill) == (-1024, 0)
+
+
+def version_1():
+    """What version 1 wrote for `PLAN`."""
+    new = "source_percentile remove_table target_units target_scaling target_window target_range"
+    new += " enhance_contrast bias_correction registration"
+    content = {name: value for name, value in asdict(PLAN).items() if name not in new.split()}
+    return json.loads(json.dumps({**content, "format_version": 1, "target_scale": 321.5}))
+
+
+def test_a_plan_of_version_1_means_what_it_meant():
+    assert Plan.from_dict(version_1()) == PLAN
+    assert not PLAN.remove_table and PLAN.target_scaling == "percentile" and PLAN.target_units == "relative"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p.update(target_scale=-1), "target_scale is -1"),
+        (lambda p: p.pop("target_scale"), "lacks the field 'target_scale'"),
+        (lambda p: p.update(remove_table=True), "format_version 1.*unknown field 'remove_table'"),
+        (lambda p: p.update(format_version=0), "format_version 0"),
+    ],
+)
+def test_a_plan_of_version_1_is_checked(change, said):
+    content = version_1()
+    change(content)
+    with pytest.raises(RequestError, match=said):
+        Plan.from_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("plan", "change", "said"),
+    [
+        (MR_TO_CT, {"source_percentile": None}, "source_percentile is None"),
+        (MR_TO_CT, {"body_threshold": 0.1}, "found for each volume"),
+        (PLAN, {"source_percentile": 99.0}, "source_units is HU"),
+        (MR_TO_CT, {"target_scaling": "zscore"}, "window goes with HU"),
+        (PLAN, {"target_units": "HU"}, "window goes with HU"),
+        (MR_TO_CT, {"target_range": (0.0, 3000.0)}, "same .low, high. for both"),
+        (MR_TO_CT, {"target_window": None}, "same .low, high. for both"),
+        (PLAN, {"target_window": [0.0, 1.0]}, "set it to null"),
+        (PLAN, {"target_range": (1.0, 2.0)}, "begins at 0"),
+        (PLAN, {"target_range": (0.0, float("inf"))}, "low < high"),
+        (MR_TO_CT, {"enhance_contrast": True}, "change HU"),
+        (PLAN, {"bias_correction": True, "target_modality": "pet"}, "is for MR"),
+        (PLAN, {"remove_table": "yes"}, "true or false"),
+        (PLAN, {"registration": "affine"}, "none or rigid"),
+        (PLAN, {"target_scaling": "minmax"}, "percentile, zscore or window"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(plan, change, said):
+    with pytest.raises(RequestError, match=said):
+        replace(plan, **change)
+
+
+def mr_of(volume, gain):
+    """An MR of a body in HU: signal where there is body, noise in the air around it."""
+    noise = np.random.default_rng(0).normal(0, 2, volume.spatial_shape)
+    signal = np.where(volume.array > -300, 100 + volume.array, 0)
+    return volume.with_array((gain * np.abs(signal + noise)).astype(np.float32))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "PIL"])
+def test_a_source_without_units_is_divided_by_its_own_percentile(orientation):
+    volume, _, distance = body_in_air((40, 48, 44), affine_of(orientation, (2, 2, 2), 17))
+    plan = replace(MR_TO_CT, spacing=None)
+    one, ten = prepare_source(mr_of(volume, 1), plan), prepare_source(mr_of(volume, 10), plan)
+    np.testing.assert_array_equal(one.mask, ten.mask)
+    np.testing.assert_allclose(one.array, ten.array, atol=1e-5)
+    # The body is found, and its 99th percentile became 1, which lies at 1 / 1.25 of the window.
+    assert abs(one.mask.sum() / (distance < 1).sum() - 1) < 0.03
+    assert np.percentile(one.array[0][one.mask], 99) == pytest.approx(2 / 1.25 - 1, abs=0.01)
+    assert (one.array[0][~one.mask] == -1).all()  # air is filled with nothing
+
+
+def test_what_a_mask_holds_must_have_signal():
+    volume = Volume(np.zeros((9, 9, 9), np.float32), np.diag([3.0, 3, 3, 1]))
+    with pytest.raises(RequestError, match="No body"):
+        prepare_source(volume, MR_TO_CT)
+    with pytest.raises(RequestError, match="no value above 0 inside the body"):
+        prepare_source(volume, MR_TO_CT, volume.with_array(np.ones((9, 9, 9))))
+
+
+def test_the_table_is_removed_where_the_plan_says_so():
+    volume, _, distance = body_in_air((48, 60, 40), affine_of("RAS", (2, 2, 2)))
+    with_table = volume.array.copy()
+    with_table[:, 3:5] = 300  # 4 mm thick, 20 mm behind the body
+    volume_with_table = volume.with_array(with_table)
+    plan = replace(PLAN, spacing=None, crop_margin_mm=None, source_windows=[[-1024.0, 3000.0]])
+    seen = prepare_source(volume_with_table, plan)
+    assert seen.array[0][:, 4].max() > -0.4
+    removed = prepare_source(volume_with_table, replace(plan, remove_table=True))
+    assert (removed.array[0][~removed.mask] == -1).all()
+    np.testing.assert_array_equal(removed.array[0][removed.mask], seen.array[0][removed.mask])
+    assert removed.mask[distance < 1].all()

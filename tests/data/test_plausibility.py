@@ -6,7 +6,13 @@ import pytest
 
 from ct2mri.data.io import load_volume
 from ct2mri.data.plan import Plan, Split
-from ct2mri.data.plausibility import fingerprint, measure_source, require_ct, source_warnings
+from ct2mri.data.plausibility import (
+    fingerprint,
+    measure_source,
+    require_ct,
+    require_source,
+    source_warnings,
+)
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
@@ -112,3 +118,59 @@ def test_an_offset_of_1024_is_named(shared_data, path):
     require_ct(volume)
     with pytest.raises(RequestError, match=r"offset by \+1024"):
         require_ct(volume.with_array(np.maximum(volume.array + 1024, 0)))
+
+
+def mr_plan(volumes):
+    return replace(
+        plan_for([scan("head")]),
+        source_modality="mr",
+        target_modality="ct",
+        source_units="relative",
+        source_percentile=99.0,
+        source_windows=[[0.0, 1.25]],
+        body_threshold=None,
+        fingerprint=fingerprint([measure_source(volume, "relative") for volume in volumes]),
+    )
+
+
+def as_mr(ct, gain=1.0):
+    return ct.with_array((gain * np.clip(ct.array + 100, 0, 250)).astype(np.float32))
+
+
+def test_an_mr_is_measured_without_a_word_of_hu():
+    facts = measure_source(as_mr(scan("head")), "relative")
+    assert facts.hu_percentiles is None and facts.tissue_fractions is None and facts.looks_like is None
+    np.testing.assert_allclose(facts.body_size, (150, 190, 180), atol=9)
+    assert facts.body_area_cm2 == pytest.approx(measure_source(scan("head"), "HU").body_area_cm2, rel=0.05)
+
+
+def test_warnings_say_in_what_an_mr_differs():
+    plan, volume = mr_plan([as_mr(scan("head", seed=s)) for s in range(2)]), as_mr(scan("head", seed=5), 30)
+    assert source_warnings(volume, plan) == []
+    thick = Volume(volume.array[:, :, ::3], volume.affine @ np.diag([1, 1, 3.0, 1]))
+    assert [w.split(":")[0] for w in source_warnings(thick, plan)] == ["Spacing"]
+    cut = Volume(volume.array[:, :, 28:], volume.affine)
+    assert any(w.startswith("Field of view") for w in source_warnings(cut, plan))
+    wide = as_mr(scan("trunk"))
+    assert any(w.startswith("Size") for w in source_warnings(wide, plan))
+    assert not any("HU" in w for w in source_warnings(wide, plan))
+    assert "No body" in source_warnings(volume.with_array(volume.array * 0), plan)[0]
+
+
+def test_a_ct_given_for_an_mr_is_refused(shared_data):
+    plan = mr_plan([as_mr(scan("head"))])
+    require_source(as_mr(scan("head")), plan)
+    require_source(load_volume(pydicom.data.get_testdata_file("MR_small.dcm")), plan)
+    require_source(load_volume(shared_data / "head_templates" / "mr.nii.gz"), plan)
+    with pytest.raises(RequestError, match=r"modality is CT; .* translates MR into CT"):
+        require_source(load_volume(pydicom.data.get_testdata_file("CT_small.dcm")), plan)
+    with pytest.raises(RequestError, match="as in a CT in Hounsfield units"):
+        require_source(load_volume(shared_data / "real_ct" / "head.nii.gz"), plan)
+    broken = as_mr(scan("head")).array.copy()
+    broken[3, 3, 3] = np.inf
+    with pytest.raises(RequestError, match="1 of 500000 voxels"):
+        require_source(Volume(broken, np.eye(4)), plan)
+    # A few negative values, as interpolation leaves them, make no CT.
+    ringing = as_mr(scan("head")).array.copy()
+    ringing[0, 0] = -600
+    require_source(Volume(ringing, np.eye(4)), plan)
