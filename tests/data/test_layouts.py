@@ -4,9 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from ct2mri.data.io import save_volume
 from ct2mri.data.layouts import find_cases
+from ct2mri.data.layouts.flat import patient_of
+from ct2mri.data.layouts.naming import is_mr_word, tokens
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.options import RawDataOptions
@@ -194,6 +198,20 @@ def test_a_patient_called_t1_says_nothing_of_the_contrast(tmp_path):
     ]
 
 
+@settings(max_examples=40)
+@given(
+    patient=st.from_regex(r"[A-Za-z0-9]+([_\-. ][A-Za-z0-9]+){0,3}", fullmatch=True),
+    gap=st.sampled_from("_-."),
+    word=st.sampled_from(["ct", "mr", "t1", "pet"]),
+)
+def test_a_name_before_a_modality_is_the_patients(patient, gap, word):
+    assume(not any(is_mr_word(part) or part in ("ct", "pt", "pet") for part in tokens(patient)))
+    assert patient_of(f"{patient}{gap}{word.upper()}", word) == patient
+    assert patient_of(f"{word}{gap}{patient}", word) == patient
+    assert patient_of(f"{patient}_mr_{word}", word) == (patient if word == "t1" else f"{patient}_mr")
+    assert patient_of(patient, word) is None
+
+
 # SynthRAD
 
 
@@ -322,6 +340,7 @@ def test_what_fits_no_layout_says_what_is_there(tmp_path):
     for patient in ("a", "b"):
         write(tmp_path / patient / "planning.nii.gz")
         write(tmp_path / patient / "t1.nii.gz")
+    write(tmp_path / "sub-ject_flair.nii.gz")
     with pytest.raises(RequestError, match=r"2 subfolders, images named planning, t1.*--source"):
         find(tmp_path)
     assert ids(find(tmp_path, source="planning", target="t1")) == ["a", "b"]

@@ -88,7 +88,7 @@ def _images(subject: Path) -> list[_Image]:
 
 
 def _of(images: list[_Image], word: str) -> list[_Image]:
-    """The images of a modality; with `ct`, cone-beam CTs only where there is no other."""
+    """The images of a modality; a cone-beam CT is none of `ct`."""
     if word.lower() in ("mr", "mri"):
         return [image for image in images if image.suffix.lower() in _MR_SUFFIXES]
     if word.lower() == "cbct":
@@ -99,8 +99,7 @@ def _of(images: list[_Image], word: str) -> list[_Image]:
             for image in images
             if _contrast(image).lower() in (word.lower(), str(contrast_of(word)).lower())
         ]
-    named = [image for image in images if same_modality(image.suffix, word)]
-    return [image for image in named if not _is_cbct(image)] or named
+    return [image for image in images if same_modality(image.suffix, word) and not _is_cbct(image)]
 
 
 def _contrast(image: _Image) -> str:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ct2mri.data.layouts.cases import RawCase, RawData, VolumeFile, visible_folders
-from ct2mri.data.layouts.naming import choose, named_after, named_exactly, only_mask, same_modality
+from ct2mri.data.layouts.naming import (
+    choose,
+    is_mr_word,
+    named_after,
+    named_exactly,
+    only_mask,
+    same_modality,
+)
 from ct2mri.data.layouts.pairs import image_facts, volumes_of
 from ct2mri.errors import RequestError
 from ct2mri.options import Layout, RawDataOptions
@@ -82,7 +89,8 @@ def patient_of(stem: str, word: str) -> str | None:
     for place in range(len(names) - 1, 0, -1):
         if named_after("_".join(names[place:]), word):
             # `p1_mr_t1` for `t1`: the patient's name ends before `mr`.
-            end = place - 1 if place > 1 and same_modality(names[place - 1], "mr") else place
+            after_mr = is_mr_word(word) and not same_modality(word, "mr")
+            end = place - 1 if after_mr and place > 1 and same_modality(names[place - 1], "mr") else place
             return "".join(
                 name + gap for name, gap in zip(names[:end], [*between[: end - 1], ""], strict=True)
             )

@@ -79,7 +79,8 @@ def named_after(stem: str, word: str) -> bool:
     parts = tokens(stem)
     if len(parts) > 1 and parts[0] in _MR and word.lower() not in _MR:
         parts = parts[1:]
-    return bool(parts) and same_modality(parts[0], word) and not _COMPANIONS & set(parts[1:])
+    beside = _COMPANIONS | ({"cbct"} if word.lower() == "ct" else set())
+    return bool(parts) and same_modality(parts[0], word) and not beside & set(parts[1:])
 
 
 def choose(

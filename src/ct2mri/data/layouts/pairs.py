@@ -98,12 +98,11 @@ def volumes_of(folder: Path) -> list[Path]:
 
 
 def stems_seen(raw: Path) -> list[str]:
-    """Names of images that most patients' folders hold, to be told where nothing fits what was asked for."""
+    """Names of images, the most frequent first, to be told where nothing fits what was asked for."""
     from ct2mri.data.io import volume_stem
 
-    seen = Counter(
-        volume_stem(path).lower() for folder in visible_folders(raw) for path in volumes_of(folder)
-    )
+    folders = [raw, *visible_folders(raw)]
+    seen = Counter(volume_stem(path) for folder in folders for path in volumes_of(folder) if path.is_file())
     return [stem for stem, _ in seen.most_common(6)]
 
 
