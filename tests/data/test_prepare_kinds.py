@@ -16,7 +16,7 @@ from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.plan import prepare_source
 from ct2mri.data.volume import Volume
-from ct2mri.errors import RequestError
+from ct2mri.errors import CasesLeftOutError, RequestError
 
 
 def test_the_other_way_round_gives_hounsfield_units(tmp_path):
@@ -100,7 +100,8 @@ def write_dicom(folder, volume, write_dicom_slice, **tags):
         position = np.asarray(volume.affine @ [0, 0, k, 1])[:3] * [-1, -1, 1]
         stored = np.rint(volume.array[:, :, k].T).astype(np.int16)
         write_dicom_slice(
-            folder / f"{k:03d}.dcm",
+            folder
+            / f"{folder.parent.name}-{folder.name}-{k:03d}.dcm",  # the name makes the image's identifier
             stored,
             [float(p) for p in position],
             RescaleIntercept=0,
@@ -140,6 +141,47 @@ def test_targets_of_another_contrast_are_named_and_left_out(tmp_path, write_dico
     content["split"]["train"].append("p2")
     (tmp_path / "plan.json").write_text(json.dumps(content))
     assert run(raw, tmp_path / "set2", plan=tmp_path / "plan.json").case_ids() == ["p0", "p1", "p3", "p4"]
+
+
+def test_every_ambiguous_or_damaged_patient_of_an_export_is_named_and_the_rest_prepared(
+    tmp_path, write_dicom_slice, capsys
+):
+    raw = tmp_path / "raw"
+
+    def write(patient, series, volume, folder=None, **tags):
+        name = folder or patient
+        uid = "1.2." + ".".join(str(ord(letter)) for letter in name + series)
+        study = "1.3." + ".".join(str(ord(letter)) for letter in name)
+        modality = "CT" if series.startswith("ct") else "MR"
+        tags = {"PatientID": patient, "PatientBirthDate": "19500101", "SeriesInstanceUID": uid} | tags
+        tags |= {"StudyInstanceUID": study, "FrameOfReferenceUID": study + ".1", "Modality": modality}
+        write_dicom(raw / name / series, volume, write_dicom_slice, SeriesDescription=series, **tags)
+
+    for number, patient in enumerate(["good1", "good2", "good3", "gap", "twins"]):
+        ct, mr = ellipsoid(number)
+        write(patient, "ct", ct)
+        write(patient, "mr t1 se", mr)
+    write("lonely", "mr t1 se", ellipsoid(5)[1])
+    write("torn", "ct", ellipsoid(6)[0])
+    write("torn", "mr t1 se", ellipsoid(6)[1])
+    write("torn", "mr t1 mprage", ellipsoid(7)[1])
+    for series, volume in zip(("ct", "mr t1 se"), ellipsoid(8), strict=True):  # another person
+        write("twins", series, volume, folder="twins2", PatientBirthDate="19610203")
+    next((raw / "gap" / "ct").glob("*-007.dcm")).unlink()
+    with pytest.raises(CasesLeftOutError):
+        run(raw, tmp_path / "set", strict=True, layout="dicom")
+    dataset = PreparedDataset(tmp_path / "set")
+    assert [name for name in dataset.case_ids() if "good" in name] == dataset.case_ids()
+    assert len(dataset.case_ids()) == 3
+    told = reasons(tmp_path / "set")
+
+    assert len(told) == 4
+    assert "missing" in told["gap"] and "42.00 mm" in told["gap"]
+    assert "no ct series" in told["lonely"]
+    assert "mprage" in told["torn"] and "--target_series" in told["torn"]
+    assert "two patients go by one PatientID" in " ".join(told.values())
+    everything = capsys.readouterr().out + (tmp_path / "set" / "prepare.json").read_text()
+    assert "Secret" not in everything and "1961" not in everything and "1950" not in everything
 
 
 def reasons(dataset):

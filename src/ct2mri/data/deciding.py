@@ -249,6 +249,8 @@ def settings_of(options: PrepareOptions, raw: RawData) -> Plan:
         registration=options.register,
         split=Split(options.seed, [], [], []),
         fingerprint=None,
+        # What these data are is not documented, so a model of them stands on this.
+        assumptions=list(raw.notes) if raw.layout == "published" else [],
     )
 
 
