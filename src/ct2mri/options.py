@@ -69,7 +69,7 @@ class RawDataOptions:
     )
     splits: Path | None = argument("JSON file with patient identifiers under train, validation, test", None)
     workers: int | None = argument(
-        "cases worked on side by side, each in a process of its own (0: none, all in this one); default: one a "
+        "cases worked on side by side, each in a process of its own (0: all in this one); default: one a "
         "core, at most 4",
         None,
     )
