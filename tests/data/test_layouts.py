@@ -146,6 +146,13 @@ def test_names_that_differ_in_case_alone_are_two_patients_with_one_identifier(tm
     assert "2 patients go by the identifier p1" in found.left_out["p1"]
 
 
+def test_one_patients_folder_is_a_pair_as_well(tmp_path):
+    write(tmp_path / "anna" / "ct.nii.gz", 1)
+    write(tmp_path / "anna" / "mr.nii.gz", 2)
+    (case,) = find(tmp_path / "anna").cases
+    assert (case.case_id, *values(case)) == ("anna", 1, 2)
+
+
 # flat
 
 

@@ -292,7 +292,8 @@ def _missing(series: list[DicomSeries], word: str) -> str:
             "its only CT is a cone-beam CT (CBCT), whose values are not reliable HU; train on such data by "
             "themselves with cbct instead of ct"
         )
-    there = ", ".join(sorted({one.label for one in series}))
+    labels = sorted({one.label for one in series})
+    there = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
     return f"it has no {word} series{f' (there is {there})' if there else ''}"
 
 

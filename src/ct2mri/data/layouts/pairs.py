@@ -29,17 +29,16 @@ class Pairs:
     )
 
     def recognises(self, raw: Path, options: RawDataOptions) -> bool:
-        """Whether some subfolder holds images named by the two modalities."""
-        for folder in visible_folders(raw):
-            volumes = volumes_of(folder)
-            if all(_named(volumes, word) for word in (options.source, options.target)):
-                return True
-        return False
+        """Whether some subfolder, or the folder itself, holds images named by the two modalities."""
+        return _is_patient(raw, options) or any(
+            all(_named(volumes_of(folder), word) for word in (options.source, options.target))
+            for folder in visible_folders(raw)
+        )
 
     def find(self, raw: Path, options: RawDataOptions) -> RawData:
-        """The pairs, one a subfolder."""
+        """The pairs, one a subfolder; the folder itself is a patient where it holds a pair."""
         found = RawData(self.name, [])
-        for folder in visible_folders(raw):
+        for folder in [raw.resolve()] if _is_patient(raw, options) else visible_folders(raw):
             add_pair(found, folder, options)
         return found
 
@@ -104,6 +103,15 @@ def stems_seen(raw: Path) -> list[str]:
     folders = [raw, *visible_folders(raw)]
     seen = Counter(volume_stem(path) for folder in folders for path in volumes_of(folder) if path.is_file())
     return [stem for stem, _ in seen.most_common(6)]
+
+
+def _is_patient(folder: Path, options: RawDataOptions) -> bool:
+    """Whether files named by the two modalities alone lie right inside a folder."""
+    from ct2mri.data.io import volume_stem
+
+    stems = [volume_stem(path) for path in volumes_of(folder) if path.is_file()]
+    words = (options.source, options.target)
+    return all(any(named_exactly(stem, word) for stem in stems) for word in words)
 
 
 def _choose(volumes: list[Path], word: str, series: str | None, option: str) -> Path:
