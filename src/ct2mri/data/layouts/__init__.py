@@ -50,7 +50,7 @@ def find_cases(raw: Path, options: RawDataOptions) -> RawData:
     if not found.cases:
         _refuse_empty(raw, found)
     _look_at_contrasts(found, options)
-    _look_for_cbct(found, options)
+    _look_for_cbct(found)
     return found
 
 
@@ -133,8 +133,8 @@ def _look_at_contrasts(found: RawData, options: RawDataOptions) -> None:
             found.cases.remove(case)
 
 
-def _look_for_cbct(found: RawData, options: RawDataOptions) -> None:
-    """Warn where an image asked for as another modality, or as CBCT, is a cone-beam CT."""
+def _look_for_cbct(found: RawData) -> None:
+    """Warn where images are cone-beam CTs."""
     for role in ("source", "target"):
         count = sum(bool(case.facts.get(f"{role}_cbct")) for case in found.cases)
         if count:
