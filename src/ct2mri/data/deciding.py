@@ -30,10 +30,8 @@ _DEFAULT_TARGET_WINDOW = [AIR_HU, 3000.0]
 _DEFAULT_MARGIN_MM = 8.0
 _SOURCE_PERCENTILE = 99.5
 
-# What of the request the plan depends on, beside the files of a plan and of a split.
+# What of the request the plan depends on, beside the modalities and the files of a plan and of a split.
 _ASKED = (
-    "source",
-    "target",
     "source_series",
     "target_series",
     "anatomy",
@@ -85,7 +83,8 @@ def decisions_of(options: PrepareOptions, told: ToldSplit | None) -> dict[str, A
     """What of the request the plan depends on, as JSON holds it."""
     given = None if options.plan is None else hashlib.sha256(_plan_bytes(options.plan)).hexdigest()
     asked = {name: getattr(options, name) for name in _ASKED}
-    return {"plan": given, **asked, "splits": told}
+    modalities = {"source": options.source.lower(), "target": options.target.lower()}
+    return {"plan": given, **asked, **modalities, "splits": told}
 
 
 def _plan_bytes(path: Path) -> bytes:
