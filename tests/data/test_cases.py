@@ -52,6 +52,31 @@ def test_cases_come_back_mapped_from_disk(tmp_path):
     assert case.notes == ["said so"]
 
 
+def test_what_is_known_of_a_scan_is_kept_with_it(tmp_path):
+    ones = np.ones((1, 1, 1), np.float32)
+    facts = {"target_contrast": "T1w", "source": {"kvp": 120.0, "cbct": True}, "target": {}}
+    written = write_case(
+        tmp_path / "x",
+        patient_id="x",
+        grid=Grid((1, 1, 1), np.eye(4)),
+        source=ones[None],
+        target=ones,
+        mask=ones > 0,
+        valid=ones > 0,
+        target_range=(-3.5, 8.25),
+        inputs={},
+        notes=[],
+        centre="B",
+        facts=facts,
+        registration={"edge_distance_mm": 0.5},
+        write_also=lambda folder: (folder / "picture.png").write_bytes(b"drawn"),
+    )
+    for case in (written, PreparedCase.read(tmp_path / "x")):
+        assert (case.target_range, case.centre, case.facts) == ((-3.5, 8.25), "B", facts)
+        assert case.registration == {"edge_distance_mm": 0.5}
+    assert (tmp_path / "x" / "picture.png").read_bytes() == b"drawn"
+
+
 def test_drafts_are_kept_beside_the_case(tmp_path):
     case = PreparedDataset(write_dataset(tmp_path)).case("a_1")
     assert case.draft is None
