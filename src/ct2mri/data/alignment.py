@@ -70,12 +70,7 @@ def view(volume: Volume, grid: Grid, body: Volume | None = None) -> View:
         low, high = min(0.0, float(np.percentile(array, 0.5))), float(np.percentile(array, 99.5))
         measured = ~border_padding(array)
     array = np.clip(array, low, high)
-    blur = [
-        0.4 * max(0.0, new / old - 1) for old, new in zip(volume.spacing, _along(volume, grid), strict=True)
-    ]
-    if max(blur) > 0.1:
-        array = ndimage.gaussian_filter(array, blur, mode="nearest", truncate=3)
-    on_grid = resample(volume.with_array(array), grid, fill=fill).array
+    on_grid = coarsened(volume.with_array(array), grid, fill).array
     seen = resample(volume.with_array(measured), grid, interpolation="nearest", fill=0).array > 0.5
     levels = (on_grid - low) / max(high - low, 1e-6)
     if body is not None:
@@ -87,6 +82,16 @@ def view(volume: Volume, grid: Grid, body: Volume | None = None) -> View:
         # Table and headrest are no part of the patient and not in the other volume.
         levels = np.where(ndimage.binary_dilation(inside), levels, 0)
     return View(grid, levels.astype(np.float32), seen, inside)
+
+
+def coarsened(volume: Volume, grid: Grid, fill: float) -> Volume:
+    """Resample to a working grid, after a blur along the axes on which that is coarser."""
+    edges = zip(volume.spacing, _along(volume, grid), strict=True)
+    blur = [0.4 * max(0.0, new / old - 1) for old, new in edges]
+    if max(blur) > 0.1:
+        blurred = ndimage.gaussian_filter(volume.array, blur, mode="nearest", truncate=3)
+        volume = volume.with_array(blurred)
+    return resample(volume, grid, fill=fill)
 
 
 def _along(volume: Volume, grid: Grid) -> list[float]:
