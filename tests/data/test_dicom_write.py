@@ -17,6 +17,7 @@ from ct2mri import __version__
 from ct2mri.data.dicom_write import mr_factor, save_dicom_series
 from ct2mri.data.geometry import to_sitk
 from ct2mri.data.io import load_volume
+from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 
@@ -336,6 +337,52 @@ def test_a_marker_on_the_right_stays_on_the_right(axes, tmp_path):
     assert nearest.max() < 1e-3
     if np.linalg.det(affine) > 0:
         assert again.grid.matches(Grid(shape, affine))
+
+
+@pytest.mark.parametrize("anatomy", ["head", "pelvis"])
+def test_a_phantom_with_a_marker_on_its_right_goes_out_and_in(anatomy, tmp_path):
+    """The phantom's CT is written and read; its MR is written beside that series and read twice."""
+    phantom = draw_phantom(anatomy, 3, (6.0, 6.0, 7.0))
+    grid = phantom.ct.grid
+    world = np.einsum("ab,bijk->ijka", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3]
+    body = phantom.labels.array > 0
+    place = world[body].mean(axis=0) + np.array([40.0, 0.0, 10.0])  # x counts to the right
+    marker = np.linalg.norm(world - place, axis=3) < 9
+    assert marker.sum() > 3
+    ct = phantom.ct.with_array(np.where(marker, 3000, phantom.ct.array.round().clip(-1024, 2000)))
+    mr = phantom.mr.with_array(np.where(marker, 9999, phantom.mr.array.clip(0, 5000)))
+
+    write(ct, tmp_path / "ct", modality="CT")
+    back = load_volume(tmp_path / "ct")
+    assert back.grid.matches(grid) and np.array_equal(back.array, ct.array)
+    write(mr, tmp_path / "mr", back.metadata["dicom"], factor=1)
+    again = load_volume(tmp_path / "mr")
+    assert again.grid.matches(grid)
+    assert np.abs(again.array - mr.array).max() <= 0.5
+    assert np.array_equal(again.array == 9999, marker)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "mr")))
+    image = reader.Execute()
+    brightest = np.argwhere(SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0) == 9999)
+    left = [image.TransformIndexToPhysicalPoint([int(i) for i in index])[0] for index in brightest]
+    assert -np.mean(left) == pytest.approx(world[marker][:, 0].mean(), abs=1e-3)
+    assert -np.mean(left) > world[body][:, 0].mean() + 30
+
+
+def test_real_cts_lie_where_they_lay(shared_data, tmp_path):
+    """Head and abdomen as they were scanned, and a template whose voxels are in left-handed order."""
+    for name in ("real_ct/head", "real_ct/abdomen_pelvis", "head_templates/ct"):
+        ct = load_volume(shared_data / f"{name}.nii.gz")
+        step = np.diag([3.0, 4.0, 5.0, 1.0])
+        ct = Volume(ct.array[::3, ::4, ::5].round().clip(-1024), ct.affine @ step)
+        write(ct, tmp_path / name, modality="CT")
+        again = load_volume(tmp_path / name)
+        if np.linalg.det(ct.affine) < 0:
+            flip = np.diag([1.0, 1.0, -1.0, 1.0])
+            flip[2, 3] = ct.spatial_shape[2] - 1
+            ct = Volume(ct.array[:, :, ::-1], ct.affine @ flip)
+        assert again.grid.matches(ct.grid)
+        assert np.array_equal(again.array, ct.array)
 
 
 def test_sheared_grids_are_refused(tmp_path):
