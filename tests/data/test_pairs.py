@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ct2mri.data.geometry import resample
+from ct2mri.data.bias import correct_bias
+from ct2mri.data.geometry import resample, to_canonical
 from ct2mri.data.intensity import unscale_target
 from ct2mri.data.pairs import check_pair, prepare_target
 from ct2mri.data.phantom import draw_phantom
@@ -159,3 +160,46 @@ def test_the_modalities_of_a_pair_are_checked(head):
         check_pair(ct, said, "HU", "relative")
     with pytest.raises(RequestError, match="shows nothing"):
         check_pair(ct, mr.with_array(mr.array * 0), "HU", "relative")
+
+
+@pytest.mark.slow  # N4 takes seconds however small the volume
+def test_the_shading_of_an_mr_is_corrected_on_either_side():
+    phantom = draw_phantom("head", 3, spacing=10)
+    ct, mr = oblique(phantom.ct), oblique(phantom.mr)
+    j = np.linspace(0.7, 1.4, mr.spatial_shape[1], dtype=np.float32)
+    shaded = mr.with_array(mr.array * j[:, None])
+    body = ct.with_array((ct.array > -300).astype(np.float32))
+
+    plan = replace(MR_TO_CT, spacing=(8.0, 8.0, 8.0))
+    with_n4 = replace(plan, bias_correction=True)
+    seen = prepare_source(shaded, with_n4, body).array
+    by_hand = prepare_source(correct_bias(to_canonical(shaded)[0], body), plan, body).array
+    np.testing.assert_array_equal(seen, by_hand)
+    assert np.abs(seen - prepare_source(shaded, plan, body).array).max() > 0.1
+
+    plan = replace(CT_TO_MR, spacing=(8.0, 8.0, 8.0))
+    with_n4 = replace(plan, bias_correction=True)
+    prepared = prepare_source(ct, plan)
+    found = Volume(prepared.mask.astype(np.float32), prepared.grid.affine)
+    target = prepare_target(ct, shaded, prepared, with_n4)
+    by_hand = prepare_target(ct, correct_bias(shaded, found), prepared, plan)
+    np.testing.assert_array_equal(target.array, by_hand.array)
+    np.testing.assert_array_equal(target.valid, by_hand.valid)
+    # What N4 is there for: one tissue, one value.
+    flat = prepare_target(ct, mr, prepared, plan).array
+    untouched = prepare_target(ct, shaded, prepared, plan).array
+    signal = prepared.mask & (flat > -0.6) & (flat < 0.8)
+    spread = [np.log((a[signal] + 1) / (flat[signal] + 1)).std() for a in (target.array, untouched)]
+    assert spread[0] < spread[1]
+
+
+def test_the_shading_of_a_ct_is_none(head):
+    ct, mr = head
+    plan = replace(CT_TO_MR, spacing=None)
+    one, two = (prepare_source(ct, p) for p in (plan, replace(plan, bias_correction=True)))
+    np.testing.assert_array_equal(one.array, two.array)
+    prepared = prepare_source(mr, MR_TO_CT)
+    one, two = (
+        prepare_target(mr, ct, prepared, p) for p in (MR_TO_CT, replace(MR_TO_CT, bias_correction=True))
+    )
+    np.testing.assert_array_equal(one.array, two.array)

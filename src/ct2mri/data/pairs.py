@@ -183,8 +183,7 @@ def _on_own_scale(
     if plan.bias_correction and modality_is_mr(plan.target_modality):
         from ct2mri.data.bias import correct_bias
 
-        positive = target.with_array(np.maximum(target.array, 0))
-        target = correct_bias(positive, Volume(prepared.mask.astype(np.float32), prepared.grid.affine))
+        target = correct_bias(target, Volume(prepared.mask.astype(np.float32), prepared.grid.affine))
     # The gain goes first, in float64, so that nothing after it can tell one gain from another.
     native = target.array.astype(np.float64)
     gain = float(np.percentile(native[native > 0], 99.5))

@@ -329,8 +329,7 @@ def prepare_source(volume: Volume, plan: Plan, mask: Volume | None = None) -> Pr
     if plan.bias_correction and modality_is_mr(plan.source_modality):
         from ct2mri.data.bias import correct_bias
 
-        # Interpolation in the file's past may have left small negative values.
-        working = correct_bias(working.with_array(np.maximum(working.array, 0)), mask)
+        working = correct_bias(working, mask)
     if plan.spacing is not None:
         grid = grid_with_spacing(working.grid, plan.spacing)
         if not _same_voxels(grid, working.grid):
