@@ -15,7 +15,7 @@ _CONTROL_POINTS = [
     4,
     4,
 ]  # of the cubic B-spline at the first level; each level after it has twice as many spans
-_STEPS = [30, 30, 20]  # greatest number at each level
+_STEPS = [50, 50, 30]  # greatest number at each level
 _FEWEST_SLICES = 4
 _LEAST_SIGNAL = 0.02  # of the body's mean; N4 works on logarithms
 
@@ -23,7 +23,7 @@ _LEAST_SIGNAL = 0.02  # of the body's mean; N4 works on logarithms
 def correct_bias(volume: Volume, mask: Volume | None = None) -> Volume:
     """Divide an MR by its shading, found by N4 (Tustison et al., IEEE Transactions on Medical Imaging 2010).
 
-    The shading is estimated inside the body on voxels of 6 mm, and scaled so that the mean there stays; beyond
+    The shading is estimated inside the body on voxels of 6 mm and scaled so that the mean there stays; beyond
     the body it is held within its range inside. The same volume gives the same result, bit for bit.
 
     Args:
