@@ -192,31 +192,28 @@ def reasons(dataset):
 def test_pairs_are_registered_where_asked_and_told_how_well(tmp_path, capsys):
     motion = np.eye(4)
     motion[:3, 3] = [300.0, -9.0, 6.0]  # as in another frame of reference: nothing overlaps
-    for number in range(3):
-        phantom = draw_phantom("head", number, spacing=7.0)
-        save_volume(phantom.ct, tmp_path / "raw" / f"p{number}" / "ct.nii.gz")
-        moved = Volume(phantom.mr.array, motion @ phantom.mr.affine)
-        save_volume(moved, tmp_path / "raw" / f"p{number}" / "mr.nii.gz")
+    phantom, raw = draw_phantom("head", 1, spacing=7.0), tmp_path / "raw"
+    save_volume(phantom.ct, raw / "p0" / "ct.nii.gz")
+    save_volume(Volume(phantom.mr.array, motion @ phantom.mr.affine), raw / "p0" / "mr.nii.gz")
+    alone = {"validation_fraction": 0.0, "test_fraction": 0.0}
     with pytest.raises(RequestError, match="do not overlap"):
-        run(tmp_path / "raw", tmp_path / "none")
-    dataset = run(tmp_path / "raw", tmp_path / "set", register="rigid")
+        run(raw, tmp_path / "none", **alone)
+    dataset = run(raw, tmp_path / "set", register="rigid", **alone)
     assert dataset.plan.registration == "rigid"
+    case = dataset.case("p0")
+    assert np.abs(np.array(case.registration["matrix"])[:3, 3] + motion[:3, 3]).max() < 3
+    assert case.registration["start_agreement_mm"] < 3 and case.registration["starts"] > 1
+    assert "registered: moved by" in " ".join(case.notes)
+    assert (case.folder / "registration.png").read_bytes()[1:4] == b"PNG"
     out = capsys.readouterr().out
-    for case_id in dataset.case_ids():
-        case = dataset.case(case_id)
-        assert np.abs(np.array(case.registration["matrix"])[:3, 3] + motion[:3, 3]).max() < 3
-        assert case.registration["start_agreement_mm"] < 3 and case.registration["starts"] > 1
-        assert "registered: moved by" in " ".join(case.notes)
-        assert (case.folder / "registration.png").read_bytes()[1:4] == b"PNG"
-        for sentence in case.registration["warnings"]:
-            assert f"doubtful registration: {case_id}: {sentence}" in out
+    assert out.count("doubtful registration: p0") == len(case.registration["warnings"])
     with pytest.raises(RequestError, match="another register"):
-        run(tmp_path / "raw", tmp_path / "set")
+        run(raw, tmp_path / "set", **alone)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_worker_that_is_killed_costs_one_case(tmp_path):
-    raw = write_patients(tmp_path / "raw", range(5), size=56, edge=2.0)
+    raw = write_patients(tmp_path / "raw", range(5), size=46, edge=2.5)
     command = [sys.executable, "-m", "ct2mri", "prepare", str(raw), str(tmp_path / "set"), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     cases = tmp_path / "set" / "cases"
