@@ -337,6 +337,9 @@ def test_a_marker_on_the_right_stays_on_the_right(axes, tmp_path):
     assert nearest.max() < 1e-3
     if np.linalg.det(affine) > 0:
         assert again.grid.matches(Grid(shape, affine))
+    # Numbered as readers sort: along the normal of rows and columns.
+    locations = [image.SliceLocation for image in images(tmp_path / "mr")]
+    assert locations == sorted(locations)
 
 
 @pytest.mark.parametrize("anatomy", ["head", "pelvis"])
