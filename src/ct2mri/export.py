@@ -62,9 +62,10 @@ def export(options: ExportOptions) -> None:
     pipeline.save_pretrained(options.output)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
     kinds = " and ".join(stage.kind for stage in pipeline.stages)
+    source, target = (name.upper() for name in (pipeline.plan.source_modality, pipeline.plan.target_modality))
     print(
         f"{options.output}: {kinds}, {size:.1f} MB; "
-        f"`ct2mri translate CT -o MR --model {options.output}` uses it."
+        f"`ct2mri translate {source} -o {target} --model {options.output}` uses it."
     )
 
 

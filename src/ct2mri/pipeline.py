@@ -40,12 +40,6 @@ from ct2mri.stages import Condition, LatentsStage, OnStep, SlicesStage, check_sa
 FORMAT_VERSION = 1
 FACTS = "pipeline.json"
 
-SAFETY_SENTENCE = (
-    "SYNTHETIC MR, generated from CT, not acquired. Lesions may be missing or invented. "
-    "Research use only; not for diagnosis, contouring or dose planning."
-)
-UNITS = "arbitrary MR units on the training set's median scale"
-
 
 @dataclass(frozen=True, eq=False)
 class Samples:
