@@ -8,7 +8,8 @@ from PIL import Image
 from ct2mri.data.geometry import reorientation_to_canonical
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
-from ct2mri.evaluation.pictures import MARKS, SAFETY_SENTENCE, draw_sheet, picture_sheet, plane_of
+from ct2mri.evaluation.panels import MARKS, plane_of
+from ct2mri.evaluation.pictures import SAFETY_SENTENCE, draw_sheet, picture_sheet
 
 SPACING = (2.0, 2.5, 4.0)
 SHAPE = (40, 44, 24)
