@@ -302,8 +302,12 @@ class TranslateOptions:
 class EvaluateOptions:
     """Compare predicted volumes with real ones."""
 
-    predictions: Path = argument("a volume, or a folder of volumes named by case", positional=True)
-    targets: Path | None = argument("a volume, or a folder of volumes named by case", None, positional=True)
+    predictions: Path = argument(
+        "a volume, or a folder of volumes named by case: mr_001.nii.gz, 001_synthetic_mr.nii.gz and "
+        "001/mr.nii.gz are all case 001",
+        positional=True,
+    )
+    targets: Path | None = argument("a volume, or a folder of volumes named likewise", None, positional=True)
     output: Path | None = argument("folder to write the report into", None, flags=("-o",))
     masks: Path | None = argument("a mask, or a folder of masks named by case", None)
     sources: Path | None = argument(
@@ -313,7 +317,7 @@ class EvaluateOptions:
     data: Path | None = argument("a prepared data set, instead of targets, masks and sources", None)
     split: Split = argument("which cases of the data set", "test")
     units: Literal["relative", "HU"] = argument(
-        "of TARGETS: `HU` compares values as they are, `relative` (MR) fits a gain and divides by a percentile",
+        "of TARGETS: `HU` compares them as they are, `relative` (MR) fits a gain and takes a percentile as 1",
         "relative",
     )
     preset: Literal["synthrad2023", "synthrad2025"] | None = argument(

@@ -305,11 +305,11 @@ def _legend(report: dict[str, Any]) -> str:
         f"{statistics.SETTINGS['interval']}.",
         f"Noise floor: {FLOOR}.",
     ]
-    reasons = sorted(
-        {f"{name}: {case['notes'][name]}" for case in cases for name in case["notes"] if name in TABLE}
-    )
-    if reasons:
-        lines.append(f"Without a number: {'; '.join(reasons)}.")
+    for name in TABLE:
+        reasons = [case["notes"][name] for case in cases if name in case["notes"]]
+        if reasons:
+            others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            lines.append(f"{describe(name, False).label} without a number: {reasons[0]}{others}.")
     remarks = [f"Case {case['case_id']}: {remark}" for case in cases for remark in case["remarks"]]
     lines += remarks[:3] + (
         [f"And {len(remarks) - 3} more remarks, in evaluation.json."] if len(remarks) > 3 else []

@@ -16,9 +16,7 @@ from ct2mri.evaluation.synthrad import synthrad_metrics, synthrad_notes, synthra
 Preset = Literal["synthrad2023", "synthrad2025"]
 _YEAR: dict[Preset, Literal[2023, 2025]] = {"synthrad2023": 2023, "synthrad2025": 2025}
 
-FLOOR = (
-    "the truth moved by one voxel against itself, mean over the axes (of slices: along one axis in the slice)"
-)
+FLOOR = "the truth moved by one voxel against itself, mean over the axes (of slices: along one of theirs)"
 
 _PLANES = {"L": "sagittal", "R": "sagittal", "A": "coronal", "P": "coronal", "I": "axial", "S": "axial"}
 
@@ -95,8 +93,8 @@ def measure(
         if labels is not None:
             predicted = None if labels.predicted is None else moved_by_one(labels.true, axis)
             moved_labels = Labels(labels.true, predicted)
-        # One move for each plane is enough, and slices take the most time.
-        moved_in = [a for a in across if axis == next(b for b in (a - 1, a - 2) if b % 3 in thick) % 3]
+        # Of a volume, one move for each plane is enough: slices take the most time.
+        moved_in = [a for a in across if len(across) == 1 or axis == (a - 1) % 3]
         floors.append(_measure(moved, moved_labels, preset, planes, moved_in, of_truth))
     return measured, _mean_of(floors, measured)
 

@@ -311,9 +311,10 @@ def find_cases(path: Path, role: Role) -> dict[str, Path]:
             )
         found[case_id] = file
     if not found:
+        what = "CT volume" if role == "ct" else "volume"
         called = f" but those called {', '.join(sorted(others))}" if others else ""
         raise RequestError(
-            f"{path} holds no volume{called}; give a volume or a folder of volumes, with "
+            f"{path} holds no {what}{called}; give a volume or a folder of volumes, with "
             f"{' or '.join(sorted(wanted))} in their names or nothing of the kind."
         )
     return found
