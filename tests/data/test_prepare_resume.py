@@ -228,7 +228,7 @@ def test_a_second_delivery_in_a_folder_of_its_own_joins_the_data_set(tmp_path, c
     second = write_patients(tmp_path / "second", [3])
     dataset = run(second, tmp_path / "set")
     assert dataset.case_ids() == ["p0", "p1", "p2", "p3"]
-    assert "3 cases of the data set are not in this raw folder and stay" in capsys.readouterr().out
+    assert "Not in this raw folder, and kept: 3 cases" in capsys.readouterr().out
     # By another plan they would be of two kinds, so those that cannot be made again go.
     path = tmp_path / "set" / "plan.json"
     content = json.loads(path.read_text())
@@ -243,9 +243,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Layout pairs: 3 pairs of 3 patients" in out and "p1: ct.nii.gz and mr.nii.gz of patient p1" in out
     assert "voxels of the median size" in out and "-160 to 240 HU" in out and "left out: p3" in out
-    assert "3 cases would be prepared, 0 are up to date, 1 left out" in out
+    assert "To prepare: 3 cases; up to date: 0; left out: 1; who is trained on" in out
     assert not (tmp_path / "set").exists()
-    with pytest.raises(CasesLeftOutError, match="1 cases would be left out"):
+    with pytest.raises(CasesLeftOutError, match="Left out would be 1 case"):
         prepare(PrepareOptions(raw=raw, dataset=tmp_path / "set", dry_run=True, strict=True))
     run(raw, tmp_path / "set")
     write_patients(raw, [4])
@@ -253,8 +253,13 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     capsys.readouterr()
     prepare(PrepareOptions(raw=raw, dataset=tmp_path / "set", dry_run=True))
     out = capsys.readouterr().out
-    assert "1 cases would be prepared, 3 are up to date, 1 left out" in out
+    assert "To prepare: 1 case; up to date: 3; left out: 1." in out
     assert contents(tmp_path / "set") == before
+    (raw / "splits.json").write_text(json.dumps({"train": ["p0", "p1"], "test": ["p2"]}))
+    prepare(PrepareOptions(raw=raw, dataset=tmp_path / "told", dry_run=True))
+    out = capsys.readouterr().out
+    assert "of patient p2 (test) would be prepared" in out and "left out: p4: its patient is not in" in out
+    (raw / "splits.json").unlink()
     with pytest.raises(RequestError, match="another seed"):
         prepare(PrepareOptions(raw=raw, dataset=tmp_path / "set", dry_run=True, seed=3))
 
@@ -262,9 +267,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
 def test_strict_prepares_all_it_can_and_then_says_that_some_were_left_out(tmp_path):
     raw = write_patients(tmp_path / "raw", range(4))
     (raw / "p3" / "mr.nii.gz").write_bytes(b"damaged")
-    with pytest.raises(CasesLeftOutError, match="1 cases were left out"):
+    with pytest.raises(CasesLeftOutError, match="Left out were 1 case"):
         run(raw, tmp_path / "set", strict=True)
     assert PreparedDataset(tmp_path / "set").case_ids() == ["p0", "p1", "p2"]
     words = ["prepare", str(raw), str(tmp_path / "set"), "--strict", "--workers", "1"]
     done = subprocess.run([sys.executable, "-m", "ct2mri", *words], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].count("left out") == 1
+    assert done.returncode == 1 and "Left out were 1 case" in done.stderr.splitlines()[-1]

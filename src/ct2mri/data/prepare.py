@@ -29,12 +29,20 @@ from ct2mri.data.prepare_case import complete_case, inputs_of, plan_hash, prepar
 from ct2mri.data.prepare_report import (
     Outcome,
     Work,
+    counted,
     print_dry_run,
     print_newcomers,
     print_plan,
     write_summary,
 )
-from ct2mri.data.splits import Side, ToldSplit, read_splits, side_of_newcomer, with_newcomers
+from ct2mri.data.splits import (
+    Side,
+    ToldSplit,
+    read_splits,
+    side_of_newcomer,
+    told_side,
+    with_newcomers,
+)
 from ct2mri.data.survey import LOOKS, most_common, refuse_unlike, target_contrast
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import CasesLeftOutError, RequestError
@@ -60,7 +68,7 @@ def prepare(options: PrepareOptions) -> None:
     decided = known_plan(options, decisions)
     if options.dry_run:
         plan = settings_of(options, raw) if decided is None else decided.plan
-        work = _all_work(raw) if decided is None else _sort(options, raw, told, decided)
+        work = _all_work(raw, told) if decided is None else _sort(options, raw, told, decided)
         print_dry_run(raw, plan, work, measured=decided is not None)
         _be_strict(options, work.left_out)
         return
@@ -77,8 +85,18 @@ def prepare(options: PrepareOptions) -> None:
     _be_strict(options, outcome.left_out)
 
 
-def _all_work(raw: RawData) -> Work:
-    return Work(todo=list(raw.cases), kept={}, newcomers={}, left_out=dict(raw.left_out))
+def _all_work(raw: RawData, told: ToldSplit | None) -> Work:
+    """Everything is to be done, but for patients whom a split file does not name."""
+    work = Work(todo=[], kept={}, newcomers={}, left_out=dict(raw.left_out))
+    for case in raw.cases:
+        side = None if told is None else told_side(case.patient_id, told)
+        if side is not None:
+            work.newcomers[case.patient_id] = side
+        if told is not None and side is None:
+            work.left_out[case.case_id] = "its patient is not in the split file; add it to one side"
+        else:
+            work.todo.append(case)
+    return work
 
 
 def _sort(options: PrepareOptions, raw: RawData, told: ToldSplit | None, decided: Decided) -> Work:
@@ -192,6 +210,6 @@ def _remove_stale(dataset: Path, current: set[str]) -> None:
 def _be_strict(options: PrepareOptions, left_out: dict[str, str]) -> None:
     if options.strict and left_out:
         raise CasesLeftOutError(
-            f"{len(left_out)} cases {'would be' if options.dry_run else 'were'} left out, for the reasons "
-            "above; repair or remove them, or leave out --strict."
+            f"Left out {'would be' if options.dry_run else 'were'} {counted(len(left_out), 'case')}, for the "
+            "reasons above; repair or remove what is at fault, or do without --strict."
         )

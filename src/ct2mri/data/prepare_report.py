@@ -97,7 +97,8 @@ def _scaling(plan: Plan) -> str:
 def print_dry_run(raw: RawData, plan: Plan, work: Work, *, measured: bool) -> None:
     """Say what would be done; `measured` is false where the plan is still to be decided."""
     patients = {case.patient_id for case in raw.cases}
-    print(f"Layout {raw.layout}: {len(raw.cases)} pairs of {len(patients)} patients{_centres(raw)}.")
+    pairs, people = counted(len(raw.cases), "pair"), counted(len(patients), "patient")
+    print(f"Layout {raw.layout}: {pairs} of {people}{_centres(raw)}.")
     print_plan(plan, measured)
     for case in raw.cases:
         if case.case_id not in work.left_out:
@@ -106,10 +107,11 @@ def print_dry_run(raw: RawData, plan: Plan, work: Work, *, measured: bool) -> No
             what = f"{case.source_name} and {case.target_name} of patient {case.patient_id}"
             print(f"  {case.case_id}: {what}{f' ({side})' if side else ''} {state}")
     _print_left_out(work.left_out)
-    sides = "" if measured else "; who is trained on is drawn once all have been looked at"
+    unknown = not work.newcomers and not plan.split.patient_ids
+    sides = "; who is trained on is drawn once all have been looked at" if unknown else ""
     print(
-        f"{len(work.todo)} cases would be prepared, {len(work.kept)} are up to date, {len(work.left_out)} "
-        f"left out{sides}. Nothing was written, and no voxels were looked at."
+        f"To prepare: {counted(len(work.todo), 'case')}; up to date: {len(work.kept)}; left out: "
+        f"{len(work.left_out)}{sides}. Nothing was written, and no voxels were looked at."
     )
 
 
@@ -117,6 +119,11 @@ def _centres(raw: RawData) -> str:
     counts = Counter(case.centre for case in raw.cases if case.centre is not None)
     told = ", ".join(f"{centre} {count}" for centre, count in sorted(counts.items()))
     return f" (centres: {told})" if told else ""
+
+
+def counted(number: int, word: str) -> str:
+    """A number with its word, e.g. "1 case", "2 cases"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def print_newcomers(newcomers: dict[str, Side]) -> None:
@@ -159,11 +166,11 @@ def write_summary(dataset: Path, raw: RawData, decisions: dict[str, Any], outcom
     there = {case.case_id for case in raw.cases}
     if others := sorted(set(prepared) - there):
         print(
-            f"{len(others)} cases of the data set are not in this raw folder and stay, e.g. {others[0]}; "
-            f"remove their folders from {dataset / 'cases'} if they should not."
+            f"Not in this raw folder, and kept: {counted(len(others), 'case')} of the data set (e.g. "
+            f"{others[0]}); remove what should not stay from {dataset / 'cases'}."
         )
     print(
-        f"{len(prepared)} of {len(prepared) + len(left_out)} cases prepared in {dataset}"
+        f"{len(prepared)} of {counted(len(prepared) + len(left_out), 'case')} prepared in {dataset}"
         f"{f' ({kept} of them were up to date)' if kept else ''}: "
         f"{', '.join(f'{sides[side]} {_SPOKEN_SIDES[side]}' for side in SIDES)}; {len(left_out)} left out."
     )

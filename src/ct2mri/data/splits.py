@@ -115,12 +115,17 @@ def side_of_newcomer(patient_id: str, options: PrepareOptions, told: ToldSplit |
         The side; None where there is a split file and it does not name the patient.
     """
     if told is not None:
-        return next((side for side in SIDES if patient_id in told[side]), None)
+        return told_side(patient_id, told)
     digest = hashlib.sha256(f"{options.seed}:{patient_id}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
     if drawn < options.test_fraction:
         return "test"
     return "validation" if drawn < options.test_fraction + options.validation_fraction else "train"
+
+
+def told_side(patient_id: str, told: ToldSplit) -> Side | None:
+    """The side on which a split file names a patient; None where it does not."""
+    return next((side for side in SIDES if patient_id in told[side]), None)
 
 
 def with_newcomers(split: Split, sides: dict[str, Side]) -> Split:
