@@ -392,3 +392,25 @@ def test_a_prepared_data_set_tells_patients_and_refuses_presets_for_ct(tmp_path)
     options.preset = "synthrad2025"
     with pytest.raises(RequestError, match="not in HU; leave the preset out"):
         evaluate(options)
+
+
+def test_the_command_gives_the_organisers_numbers(tmp_path, reference):
+    with np.load(reference / "synthrad_metrics_hard.npz") as facts:
+        for role in ("prediction", "target", "mask"):
+            save_volume(Volume(facts[role].astype(np.float32), AFFINE), tmp_path / f"{role}.nii.gz")
+        expected = {
+            "synthrad2025.mae": facts["mae"],
+            "synthrad2025.psnr": facts["psnr2025"],
+            "synthrad2025.ms_ssim": facts["ms_ssim2025"][1],
+        }
+        report = run(
+            tmp_path / "prediction.nii.gz",
+            tmp_path / "target.nii.gz",
+            masks=tmp_path / "mask.nii.gz",
+            preset="synthrad2025",
+            output=tmp_path / "report",
+        )
+    (case,) = report["cases"]
+    for number, value in expected.items():
+        assert case["values"][number] == pytest.approx(float(value), rel=1e-6)
+    assert case["values"]["ms_ssim"] != pytest.approx(case["values"]["synthrad2025.ms_ssim"], rel=1e-6)

@@ -305,7 +305,8 @@ def _settings(
         "window and constants as for ssim at every scale, luminance at the coarsest alone",
         "ncc": "Pearson's correlation over the mask",
         "mutual_information": f"nats, joint histogram of {MUTUAL_INFORMATION_BINS}×"
-        f"{MUTUAL_INFORMATION_BINS} bins from the lowest to the highest value of each image in the mask",
+        f"{MUTUAL_INFORMATION_BINS} bins from the lowest to the highest value of each image in the mask"
+        + ("" if axis is None else " of the whole volume"),
         "gmsd": f"Xue et al. 2014 in {axes}D (Prewitt, half resolution, c = 170/255² of data_range²), "
         f"{outside}; deviation over the mask",
         "ms_gmsd": f"Zhang et al. 2017 in {axes}D (four scales, weights 0.096 0.596 0.289 0.019, masking "
