@@ -6,6 +6,7 @@ import SimpleITK
 from ct2mri.data.alignment import coarsened, view, working_grid
 from ct2mri.data.geometry import from_sitk, resample, to_sitk
 from ct2mri.data.plausibility import require_finite
+from ct2mri.data.registration_pyramid import one_thread
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
@@ -51,13 +52,13 @@ def correct_bias(volume: Volume, mask: Volume | None = None) -> Volume:
             "one, or a mask that is not empty."
         )
     signal = Volume(np.maximum(coarse, _LEAST_SIGNAL * coarse[body].mean()), grid.affine)
-    n4 = SimpleITK.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)  # the order of sums, and so their rounding, depends on it
-    n4.SetNumberOfControlPoints(_CONTROL_POINTS)
-    n4.SetMaximumNumberOfIterations(_STEPS)
     image = to_sitk(signal)
-    n4.Execute(image, to_sitk(signal.with_array(body)) > 0.5)
-    shading = np.exp(from_sitk(n4.GetLogBiasFieldAsImage(image)).array)
+    with one_thread():
+        n4 = SimpleITK.N4BiasFieldCorrectionImageFilter()
+        n4.SetNumberOfControlPoints(_CONTROL_POINTS)
+        n4.SetMaximumNumberOfIterations(_STEPS)
+        n4.Execute(image, to_sitk(signal.with_array(body)) > 0.5)
+        shading = np.exp(from_sitk(n4.GetLogBiasFieldAsImage(image)).array)
     shading = np.clip(shading, shading[body].min(), shading[body].max())
     shading *= (signal.array[body] / shading[body]).mean() / signal.array[body].mean()
     fine = resample(signal.with_array(shading), volume.grid, fill=1).array

@@ -3,6 +3,8 @@
 Motions are 4×4 matrices, float64, that take RAS mm of the fixed volume to RAS mm of the moving one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +19,20 @@ from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 
 Matrix = NDArray[np.float64]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let SimpleITK work with one thread meanwhile: with several the order of sums, and so rounding, varies.
+
+    A filter's own number of threads is not passed on to the metric inside a registration.
+    """
+    usual = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(usual)
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,6 @@ class Stage:
         fixed, moving, fixed_mask, moving_mask = self.images
         level = self.level
         method = SimpleITK.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)  # the order of sums, and so their rounding, depends on it
         method.SetMetricAsMattesMutualInformation(_BINS)
         method.SetMetricFixedMask(fixed_mask)
         if not self.moving.seen.all():
@@ -95,7 +110,8 @@ class Stage:
         )
         method.SetInitialTransform(transform, inPlace=True)
         try:
-            method.Execute(fixed, moving)
+            with one_thread():
+                method.Execute(fixed, moving)
         except RuntimeError:  # no voxel of one volume meets the other: this start is lost
             return motion
         result = np.eye(4)
