@@ -110,9 +110,8 @@ def main() -> None:
         seconds = median(workers, "seconds")
         print(
             f"| {workers} | {seconds:.1f} s | {seconds / arguments.patients:.1f} s | "
-            f"{slowest / seconds:.2f}× | "
-            f"{median(workers, 'worker'):.0f} MB ({median(workers, 'worker') / megavoxels:.0f} a million "
-            f"voxels) | {median(workers, 'command'):.0f} MB |"
+            f"{slowest / seconds:.2f}× | {median(workers, 'worker'):.0f} MB | "
+            f"{median(workers, 'command'):.0f} MB |"
         )
 
 
