@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     dataset = PreparedDataset(arguments.data)
-    stage = TranslationPipeline.from_pretrained(arguments.model).latents
+    stage = TranslationPipeline.from_pretrained(arguments.model).stages[-1]
     rows = []
     for case_id in dataset.case_ids(arguments.split):
         case = dataset.case(case_id)

@@ -45,7 +45,7 @@ def pipeline():
     )
     noise = NoiseSettings.from_options(NoiseOptions())
     stage = SlicesStage(network, noise, sampler="ddim", num_inference_steps=1)
-    return TranslationPipeline(PLAN, stage, card={"name": "untrained"})
+    return TranslationPipeline(PLAN, [stage], card={"name": "untrained"})
 
 
 def check_marked(folder):

@@ -156,7 +156,7 @@ def test_the_window_is_undone(pipeline):
     )
     stage = tiny.slices_stage(Copies(), num_inference_steps=1)
     mask = ct.with_array(body.astype(np.float32))
-    hu = TranslationPipeline(plan, stage).translate(as_mr, mask=mask).volume.array
+    hu = TranslationPipeline(plan, [stage]).translate(as_mr, mask=mask).volume.array
     np.testing.assert_allclose(hu[body], np.clip(ct.array[body], -1023, 2000), atol=0.5)
     assert (hu[~body] == -1024).all()
 

@@ -56,7 +56,7 @@ def test_the_result_overlays_on_its_input():
     stage = tiny.slices_stage(Copies(), num_inference_steps=1)
     plan = tiny.plan(source_windows=[[-1000.0, 1000.0]], spacing=None)
     ct = tiny.ct()
-    mr = TranslationPipeline(plan, stage)(ct)
+    mr = TranslationPipeline(plan, [stage])(ct)
     inside = mr.array > 0
     # The window's width of 2000 HU became 200 units: a copy of the CT, where the body is.
     expected = (ct.array.clip(-1000, 1000) + 1000) / 10
@@ -69,9 +69,8 @@ def test_the_result_overlays_on_its_input():
 def test_resampled_results_overlay_too():
     stage = tiny.slices_stage(Copies(), num_inference_steps=1)
     ct = tiny.ct((40, 50, 36), tiny.OBLIQUE @ np.diag([0.5, 0.5, 0.5, 1.0]))
-    mr = TranslationPipeline(tiny.plan(source_windows=[[-1000.0, 1000.0]], spacing=(2.0, 2.0, 2.0)), stage)(
-        ct
-    )
+    plan = tiny.plan(source_windows=[[-1000.0, 1000.0]], spacing=(2.0, 2.0, 2.0))
+    mr = TranslationPipeline(plan, [stage])(ct)
     places = np.argwhere(np.ones(ct.spatial_shape)).reshape(*ct.spatial_shape, 3)
 
     def centre_of_bone(array, soft):
@@ -105,7 +104,7 @@ def test_the_seed_decides_and_the_batch_size_does_not():
     assert not np.allclose(first, pipeline(ct, seed=4).array)
     only = tiny.pipeline(latents=None)
     drawn = only(ct).array
-    only.slices.batch_size = 3
+    only.stages[0].batch_size = 3
     np.testing.assert_allclose(only(ct).array, drawn, atol=0.02)
 
 
@@ -191,9 +190,11 @@ def test_impossible_steps_are_refused_before_anything_is_done(steps):
 
 
 def test_stages_that_do_not_fit_are_refused():
-    with pytest.raises(RequestError, match="got neither"):
-        TranslationPipeline(tiny.plan())
-    with pytest.raises(RequestError, match="the slices stage that draws them is missing"):
+    with pytest.raises(RequestError, match="needs one stage or more, each of another kind; got none"):
+        TranslationPipeline(tiny.plan(), [])
+    with pytest.raises(RequestError, match="got slices, slices"):
+        TranslationPipeline(tiny.plan(), [tiny.slices_stage(), tiny.slices_stage()])
+    with pytest.raises(RequestError, match="the stage that draws them is missing"):
         tiny.pipeline(slices=None)
     with pytest.raises(RequestError, match="plan has 2 source windows, the slices stage was trained with 1"):
         tiny.pipeline(plan=tiny.plan(source_windows=[[-1024.0, 3000.0], [0.0, 80.0]]))
@@ -216,7 +217,7 @@ def test_unknown_and_absent_devices():
 def test_numbers_that_are_not_finite_are_refused():
     pipeline = tiny.pipeline(latents=None)
     with torch.no_grad():
-        next(pipeline.slices.network.parameters()).fill_(float("nan"))
+        next(pipeline.stages[0].network.parameters()).fill_(float("nan"))
     with pytest.raises(RequestError, match="slices stage of tiny drew numbers that are not finite"):
         pipeline(tiny.ct())
 

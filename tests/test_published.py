@@ -293,12 +293,11 @@ def test_import_makes_a_pipeline(
         assert not stage.noise.zero_terminal_snr
         assert stage.noise.last_timestep_input == "noise"
         assert (stage.noise.beta_start, stage.noise.beta_end) == (1e-4, 0.02)
-    assert pipeline.slices is not None
-    assert pipeline.slices.orientations == ("axial",)
-    assert pipeline.latents is not None
-    assert pipeline.latents.condition == ["draft"]
-    assert (pipeline.latents.latents_mean, pipeline.latents.latents_std) == ([0, 0], [1, 1])
-    assert pipeline.latents.vqvae.quantizer.initialised
+    slices, latents = pipeline.stages
+    assert slices.orientations == ("axial",)
+    assert latents.condition == ["draft"]
+    assert (latents.latents_mean, latents.latents_std) == ([0, 0], [1, 1])
+    assert latents.vqvae.quantizer.initialised
     for stage, path in zip(pipeline.stages, (checkpoints["slices"], checkpoints["latents"]), strict=True):
         expected = read_published(path).network.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in stage.network.state_dict().items())
@@ -316,7 +315,7 @@ def test_import_makes_a_pipeline(
 def test_the_2d_model_alone_is_a_pipeline(checkpoints: dict[str, Path], tmp_path: Path):
     import_published(ImportPublishedOptions(output=tmp_path / "model", slices=checkpoints["slices"]))
     pipeline = TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
-    assert pipeline.latents is None
+    assert [stage.kind for stage in pipeline.stages] == ["slices"]
     assert pipeline.plan.anatomy == "brain"
     assert np.isfinite(pipeline.translate(small_ct(), num_inference_steps=2).volume.array).all()
 

@@ -88,7 +88,8 @@ def plan(**changes: Any) -> Plan:
 
 def pipeline(**parts: Any) -> TranslationPipeline:
     parts = {"slices": slices_stage(), "latents": latents_stage()} | parts
-    return TranslationPipeline(parts.pop("plan", plan()), card={"name": "tiny"}, **parts)
+    stages = [parts[kind] for kind in ("slices", "latents") if parts[kind] is not None]
+    return TranslationPipeline(parts.get("plan", plan()), stages, card={"name": "tiny"})
 
 
 def ct(shape: tuple[int, int, int] = (19, 24, 17), affine: Any = OBLIQUE, seed: int = 0) -> Volume:

@@ -12,7 +12,7 @@ from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.stage_files import file_hash, weights_hash
-from ct2mri.stages import LatentsStage, SlicesStage, load_vqvae
+from ct2mri.stages import LatentsStage, SlicesStage, Stage, load_stage, load_vqvae
 
 
 def export(options: ExportOptions) -> None:
@@ -21,9 +21,45 @@ def export(options: ExportOptions) -> None:
     Raises:
         RequestError: a run is missing or of another stage, or the stages were not trained for one another.
     """
+    if options.baseline is not None:
+        stages, plan, runs = _baseline(options, options.baseline)
+    else:
+        stages, plan, runs = _slices_and_latents(options)
+    card = {
+        "name": options.name or options.output.resolve().name,
+        **({} if options.description is None else {"description": options.description}),
+        "made_with": f"ct2mri {__version__}",
+        "training": {stage: facts for run in runs for stage, facts in _run_facts(run).items()},
+    }
+    if options.half:
+        for stage in stages:
+            for network in stage.networks:
+                network.halve()
+    pipeline = TranslationPipeline(plan, stages, card)
+    pipeline.save_pretrained(options.output)
+    size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
+    kinds = " and ".join(stage.kind for stage in pipeline.stages)
+    source, target = (name.upper() for name in (pipeline.plan.source_modality, pipeline.plan.target_modality))
+    print(
+        f"{options.output}: {kinds}, {size:.1f} MB; "
+        f"`ct2mri translate {source} -o {target} --model {options.output}` uses it."
+    )
+
+
+def _baseline(options: ExportOptions, run: Path) -> tuple[list[Stage], Plan, list[Path]]:
+    """The one stage of a baseline, its plan and its run, which may be of any kind."""
+    if others := [name for name in ("slices", "vqvae", "latents") if getattr(options, name) is not None]:
+        raise RequestError(f"A baseline is a model of its own: give --baseline alone, without --{others[0]}.")
+    stage = load_stage(run / "best")
+    return [stage], Plan.read(run / "plan.json"), [run]
+
+
+def _slices_and_latents(options: ExportOptions) -> tuple[list[Stage], Plan, list[Path]]:
+    """The stages of MD-DGA that are given, their plan and their runs, after making sure that they fit."""
     if options.slices is None and options.latents is None:
         raise RequestError(
-            "A model needs the run of a stage that draws: give --slices RUN, --latents RUN or both."
+            "A model needs the run of a stage that draws: give --slices RUN, --latents RUN or both, "
+            "or --baseline RUN."
         )
     if options.vqvae is not None and options.latents is None:
         raise RequestError("--vqvae is the latent space of the 3D stage: give --latents RUN too.")
@@ -46,27 +82,7 @@ def export(options: ExportOptions) -> None:
             _draft_as_trained(slices, options.slices, latents, options.latents)
     _require_one_plan(plans)
     runs = [run for run in (options.slices, options.vqvae, options.latents) if run is not None]
-    card = {
-        "name": options.name or options.output.resolve().name,
-        **({} if options.description is None else {"description": options.description}),
-        "made_with": f"ct2mri {__version__}",
-        "training": {stage: facts for run in runs for stage, facts in _run_facts(run).items()},
-    }
-    if options.half:
-        for stage in (slices, latents):
-            if stage is not None:
-                stage.network.halve()
-        if latents is not None:
-            latents.vqvae.halve()
-    pipeline = TranslationPipeline(next(iter(plans.values())), slices, latents, card)
-    pipeline.save_pretrained(options.output)
-    size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
-    kinds = " and ".join(stage.kind for stage in pipeline.stages)
-    source, target = (name.upper() for name in (pipeline.plan.source_modality, pipeline.plan.target_modality))
-    print(
-        f"{options.output}: {kinds}, {size:.1f} MB; "
-        f"`ct2mri translate {source} -o {target} --model {options.output}` uses it."
-    )
+    return [stage for stage in (slices, latents) if stage is not None], next(iter(plans.values())), runs
 
 
 def _require_its_vqvae(latents: LatentsStage, latents_run: Path, vqvae_run: Path) -> None:

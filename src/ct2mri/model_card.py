@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ct2mri.data.plan import ZSCORE_REACH, Plan
-from ct2mri.stages import LatentsStage, SlicesStage
+from ct2mri.stages import Stage
 
 
 def model_card(
     card: Mapping[str, Any],
     plan: Plan,
-    stages: Sequence[SlicesStage | LatentsStage],
+    stages: Sequence[Stage],
     safety_sentence: str,
     units: str,
 ) -> str:
@@ -42,7 +42,7 @@ def model_card(
         "",
         "## Stages",
         "",
-        *[f"- {_stage(stage)}" for stage in stages],
+        *[f"- {stage.description()}" for stage in stages],
         "",
         "## Source and result",
         "",
@@ -54,14 +54,6 @@ def model_card(
     if others:
         lines += ["", "## More", "", *[f"- {_words(key)}: {_value(value)}" for key, value in others.items()]]
     return "\n".join(lines) + "\n"
-
-
-def _stage(stage: SlicesStage | LatentsStage) -> str:
-    millions = sum(parameter.numel() for parameter in stage.network.parameters()) / 1e6
-    return (
-        f"{stage.kind}: scalable U-Net of {millions:.3g} million parameters, {stage.noise.prediction_type}, "
-        f"sampler {stage.sampler}, {stage.num_inference_steps} step(s) unless others are asked for"
-    )
 
 
 def _plan_facts(plan: Plan, units: str) -> list[str]:

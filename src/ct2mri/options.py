@@ -265,6 +265,7 @@ class ExportOptions:
     slices: Path | None = argument("run folder of `train slices`", None)
     vqvae: Path | None = argument("run folder of `train vqvae`", None)
     latents: Path | None = argument("run folder of `train latents`", None)
+    baseline: Path | None = argument("run folder of `train baseline`, instead of these three", None)
     name: str | None = argument("name of the model, shown on its results", None)
     description: str | None = argument("what the reader of the model card should know, a paragraph", None)
     half: bool = argument(
@@ -299,16 +300,9 @@ class TranslateOptions:
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions:
-    """Compare predicted volumes with real ones."""
+class MeasureOptions:
+    """What predictions are measured against and how: shared by `evaluate` and `compare`."""
 
-    predictions: Path = argument(
-        "a volume, or a folder of volumes named by case: mr_001.nii.gz, 001_synthetic_mr.nii.gz and "
-        "001/mr.nii.gz are all case 001",
-        positional=True,
-    )
-    targets: Path | None = argument("a volume, or a folder of volumes named likewise", None, positional=True)
-    output: Path | None = argument("folder to write the report into", None, flags=("-o",))
     masks: Path | None = argument("a mask, or a folder of masks named by case", None)
     sources: Path | None = argument(
         "what was translated, a volume or a folder named by case: for edges, and for regions by HU",
@@ -324,14 +318,49 @@ class EvaluateOptions:
         "also give a challenge's numbers, for predicted CT in HU", None
     )
     labels: Path | None = argument("a folder of label maps named by case: errors by label", None)
-    predicted_labels: Path | None = argument(
-        "a folder of label maps found in the predictions: Dice and volumes against --labels", None
-    )
     cases: Path | None = argument(
         "CSV table with the columns case_id, patient_id and, if known, centre; default: each case a patient",
         None,
     )
     resample: bool = argument("bring predictions on another grid onto the target's, and say so", False)
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(MeasureOptions):
+    """Compare predicted volumes with real ones."""
+
+    predictions: Path = argument(
+        "a volume, or a folder of volumes named by case: mr_001.nii.gz, 001_synthetic_mr.nii.gz and "
+        "001/mr.nii.gz are all case 001",
+        positional=True,
+    )
+    targets: Path | None = argument("a volume, or a folder of volumes named likewise", None, positional=True)
+    output: Path | None = argument(
+        "folder for the page evaluation.html, evaluation.json and evaluation.csv", None, flags=("-o",)
+    )
+    predicted_labels: Path | None = argument(
+        "a folder of label maps found in the predictions: Dice and volumes against --labels", None
+    )
+    uncertainty: Path | None = argument(
+        "a folder of spreads named by case, as `translate --uncertainty` writes them: do they tell the error?",
+        None,
+    )
+
+
+@dataclass(kw_only=True)
+class CompareOptions(MeasureOptions):
+    """Compare two or more systems on the same cases, patient by patient."""
+
+    systems: list[Path] = argument(
+        "reports (folders that `evaluate` wrote), or folders of predictions; the first is what the others are "
+        "compared with",
+        positional=True,
+    )
+    targets: Path | None = argument("of folders of predictions: a folder of volumes named by case", None)
+    names: list[str] | None = argument("what to call the systems; default: their folders' names", None)
+    output: Path | None = argument(
+        "folder for the page comparison.html, comparison.json and comparison.csv", None, flags=("-o",)
+    )
 
 
 @dataclass(kw_only=True)

@@ -4,15 +4,15 @@ A pipeline folder is all that is needed to translate:
 
     pipeline.json   format_version, name, stages, facts for the model card
     plan.json       how a source becomes network input, and what the results mean
-    slices/         the 2D stage, where there is one
-    vqvae/ latents/ the 3D stage, where there is one
+    KIND/           a folder for each stage, named by its kind: slices, latents, or that of a baseline
+    vqvae/          beside latents, its latent space
     README.md       the model card
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -35,7 +35,7 @@ from ct2mri.marking import safety_sentence, units
 from ct2mri.model_card import model_card
 from ct2mri.options import Sampler
 from ct2mri.stage_files import weights_hash
-from ct2mri.stages import Condition, LatentsStage, OnStep, SlicesStage, check_sampling, save_vqvae
+from ct2mri.stages import Condition, OnStep, Stage, load_stage
 
 FORMAT_VERSION = 1
 FACTS = "pipeline.json"
@@ -79,8 +79,7 @@ class TranslationPipeline:
 
     Args:
         plan: how a source volume becomes network input, and what the results mean.
-        slices: the 2D stage.
-        latents: the 3D stage, which comes after it.
+        stages: in running order, each of another kind; each refines what the one before it drew.
         card: facts for the model card: `name`, and whatever else the reader should know.
 
     Raises:
@@ -90,25 +89,18 @@ class TranslationPipeline:
     def __init__(
         self,
         plan: Plan,
-        slices: SlicesStage | None = None,
-        latents: LatentsStage | None = None,
+        stages: Sequence[Stage],
         card: dict[str, Any] | None = None,
     ) -> None:
-        if slices is None and latents is None:
-            raise RequestError("A pipeline needs a slices stage, a latents stage or both; got neither.")
-        if latents is not None and slices is None and "draft" in latents.condition:
+        kinds = [stage.kind for stage in stages]
+        if not kinds or len(set(kinds)) < len(kinds):
             raise RequestError(
-                "The latents stage refines drafts, and the slices stage that draws them is missing; "
-                "add that stage."
+                f"A pipeline needs one stage or more, each of another kind; got {', '.join(kinds) or 'none'}."
             )
-        if slices is not None and slices.network.condition_channels != plan.channels:
-            raise RequestError(
-                f"The plan has {plan.channels} source windows, the slices stage was trained with "
-                f"{slices.network.condition_channels}; use the plan that it was trained with."
-            )
+        for order, stage in enumerate(stages):
+            stage.check_plan(plan.channels, drafted=order > 0)
         self.plan = plan
-        self.slices = slices
-        self.latents = latents
+        self.stages = list(stages)
         self.card = {"name": "unnamed", **(card or {})}
 
     @property
@@ -116,18 +108,10 @@ class TranslationPipeline:
         """The model's name, shown on its results."""
         return str(self.card["name"])
 
-    @property
-    def stages(self) -> list[SlicesStage | LatentsStage]:
-        """The stages in running order; each refines what the one before it drew."""
-        return [stage for stage in (self.slices, self.latents) if stage is not None]
-
     @cached_property
     def hash(self) -> str:
         """SHA-256 over the weights of all networks."""
-        networks = [stage.network for stage in self.stages]
-        hashes = [weights_hash(network) for network in networks]
-        if self.latents is not None:
-            hashes.append(weights_hash(self.latents.vqvae))
+        hashes = [weights_hash(network) for stage in self.stages for network in stage.networks]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     def to(self, device: str | torch.device) -> Self:
@@ -139,7 +123,7 @@ class TranslationPipeline:
 
     def with_plan(self, plan: Plan) -> "TranslationPipeline":
         """The same stages with another plan."""
-        return TranslationPipeline(plan, self.slices, self.latents, self.card)
+        return TranslationPipeline(plan, self.stages, self.card)
 
     # --- use ---------------------------------------------------------------------------------------------
 
@@ -202,6 +186,7 @@ class TranslationPipeline:
         prepared = prepare_source(source, self.plan, mask)
         drawn = self.sample(
             prepared.array,
+            mask=prepared.mask,
             num_inference_steps=num_inference_steps,
             sampler=sampler,
             seed=seed,
@@ -231,9 +216,7 @@ class TranslationPipeline:
         self, *, num_inference_steps: int | None = None, sampler: Sampler | None = None, samples: int = 1
     ) -> None:
         """Raise RequestError unless the last stage can be sampled so."""
-        last = self.stages[-1]
-        steps = last.num_inference_steps if num_inference_steps is None else num_inference_steps
-        check_sampling(sampler or last.sampler, steps, last.noise)
+        self.stages[-1].chosen(sampler, num_inference_steps)
         if samples < 1:
             raise RequestError(f"--samples is at least 1, got {samples}.")
 
@@ -241,18 +224,25 @@ class TranslationPipeline:
         self,
         source: NDArray[np.float32],
         *,
+        mask: NDArray[np.bool_],
         num_inference_steps: int | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
         samples: int = 1,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """Run the stages on prepared source windows, (C, i, j, k) in [−1, 1]; the rest as in `translate`."""
+        """Run the stages on prepared source windows, (C, i, j, k) in [−1, 1], and the body, (i, j, k).
+
+        The rest as in `translate`.
+        """
         means: list[NDArray[np.float64]] = [np.zeros(source.shape[1:]) for _ in self.stages]
         squares = np.zeros(source.shape[1:])
         for number in range(samples):
             noise = SeededNoise(seed + number)
-            condition: Condition = {"source": torch.from_numpy(np.array(source, dtype=np.float32))}
+            condition: Condition = {
+                "source": torch.from_numpy(np.array(source, dtype=np.float32)),
+                "body": torch.from_numpy(np.array(mask, dtype=np.float32))[None],
+            }
             for order, stage in enumerate(self.stages):
                 last = order == len(self.stages) - 1
                 drawn = stage.sample(
@@ -307,11 +297,9 @@ class TranslationPipeline:
         chosen = choose_device(device)
         folder = resolve_pretrained(name_or_folder)
         facts = _read_facts(folder)
-        kinds = facts["stages"]
         plan = Plan.read(folder / "plan.json")
-        slices = SlicesStage.load_stage(folder / "slices", chosen) if "slices" in kinds else None
-        latents = LatentsStage.load_stage(folder / "latents", chosen) if "latents" in kinds else None
-        return cls(plan, slices, latents, {**facts["card"], "name": facts["name"]})
+        stages = [load_stage(folder / kind, chosen) for kind in facts["stages"]]
+        return cls(plan, stages, {**facts["card"], "name": facts["name"]})
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the pipeline into a folder of its own, whole or not at all; an older pipeline is replaced.
@@ -339,9 +327,7 @@ class TranslationPipeline:
             write_json(temporary / FACTS, facts)
             replace(self.plan, split=Split(self.plan.split.seed, [], [], [])).write(temporary / "plan.json")
             for stage in self.stages:
-                stage.save_stage(temporary / stage.kind)
-            if self.latents is not None:
-                save_vqvae(self.latents.vqvae, temporary / "vqvae")
+                stage.save_into(temporary)
             card = model_card(self.card, self.plan, self.stages, safety_sentence(self.plan), units(self.plan))
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
@@ -358,6 +344,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             )
         if not isinstance(facts["stages"], list) or not isinstance(facts["card"], dict):
             raise TypeError("stages is a list, card an object")
+        if not all(isinstance(kind, str) and kind.isidentifier() for kind in facts["stages"]):
+            raise TypeError("stages are names")
         facts["name"] = str(facts["name"])
     except FileNotFoundError as error:
         hint = (

@@ -183,7 +183,8 @@ def _assemble(
         "weights_licence": "the authors' own; ask them before passing the weights on",
         "checkpoints": {kind: published.path.name for kind, published in sorted(found.items())},
     }
-    return TranslationPipeline(published_plan(anatomy), slices, latents, card)
+    stages = [stage for stage in (slices, latents) if stage is not None]
+    return TranslationPipeline(published_plan(anatomy), stages, card)
 
 
 def published_plan(anatomy: Literal["brain", "pelvis"]) -> Plan:

@@ -27,14 +27,31 @@ def read_stage(folder: str | Path, kind: Kind) -> dict[str, Any]:
     Raises:
         RequestError: there is none, it is damaged or of a newer version, or of another kind of stage.
     """
-    folder = Path(folder)
+    facts = _read(Path(folder), kind)
+    if (got := facts.get("kind")) != kind:
+        raise RequestError(
+            f"{folder} holds a `{got}` stage; a `{kind}` stage was asked for: give a folder that holds one."
+        )
+    return facts
+
+
+def stage_kind(folder: str | Path) -> str:
+    """What kind of stage a folder holds.
+
+    Raises:
+        RequestError: there is no `stage.json`, or it is damaged or of a newer version.
+    """
+    return str(_read(Path(folder), Path(folder).name).get("kind"))
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / STAGE_FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         hint = f"; this is a run, its stage is {folder / 'best'}" if (folder / "best").is_dir() else ""
         raise RequestError(
-            f"The `{kind}` stage is missing: there is no {path}{hint}; copy or export the model again."
+            f"The `{name}` stage is missing: there is no {path}{hint}; copy or export the model again."
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RequestError(f"{path} is damaged ({error}); copy or export the model again.") from error
@@ -44,10 +61,6 @@ def read_stage(folder: str | Path, kind: Kind) -> dict[str, Any]:
         raise RequestError(
             f"{path} has format_version {facts['format_version']}, this program reads up to "
             f"{FORMAT_VERSION}; update ct2mri."
-        )
-    if (got := facts.get("kind")) != kind:
-        raise RequestError(
-            f"{folder} holds a `{got}` stage; a `{kind}` stage was asked for: give a folder that holds one."
         )
     return facts
 

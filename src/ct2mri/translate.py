@@ -249,8 +249,8 @@ def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
         pipeline = pipeline.with_plan(Plan.read(options.plan))
     if options.format == "dicom":
         dicom_modality(pipeline.plan)
-    if pipeline.slices is not None:
-        pipeline.slices.batch_size = options.batch_size
+    for stage in pipeline.stages:
+        stage.batch_size = options.batch_size
     pipeline.check(num_inference_steps=options.steps, sampler=options.sampler, samples=options.samples)
     return pipeline
 
@@ -289,6 +289,7 @@ def _run_case(
     case, plan = dataset.case(case_id), dataset.plan
     drawn = pipeline.sample(
         case.source,
+        mask=case.mask,
         num_inference_steps=options.steps,
         sampler=options.sampler,
         seed=options.seed,

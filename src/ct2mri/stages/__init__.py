@@ -1,21 +1,50 @@
 """Stages of a pipeline: a network, the diffusion process it was trained for, and its condition.
 
-On disk a stage is a folder: `config.json` and `model.safetensors` are the network, `stage.json` the rest.
+On disk a stage is a folder: `config.json` and `model.safetensors` are the network, `stage.json` the rest, of
+which `kind` tells the class.
 Every stage samples one volume in the networks' units, [−1, 1], on the working grid, axes in RAS+ order.
 """
 
-from ct2mri.stages.common import Condition, ConditionPart, OnStep, check_batch_size, check_sampling
+from pathlib import Path
+
+import torch
+
+from ct2mri.errors import RequestError
+from ct2mri.stage_files import stage_kind
+from ct2mri.stages.common import Condition, ConditionPart, OnStep, Stage, check_batch_size, check_sampling
 from ct2mri.stages.latents import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.stages.slices import SlicesStage
 
+STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (SlicesStage, LatentsStage)}
+"""The class of each kind of stage."""
+
+
+def load_stage(folder: str | Path, device: torch.device | str = "cpu") -> Stage:
+    """Read a stage of whatever kind.
+
+    Raises:
+        RequestError: a part is missing or damaged, or the kind is not known.
+    """
+    kind = stage_kind(folder)
+    if kind not in STAGES:
+        raise RequestError(
+            f"{folder} holds a `{kind}` stage, and this program knows {', '.join(STAGES)}; "
+            "give a folder that holds one of these, or update ct2mri."
+        )
+    return STAGES[kind].load_stage(folder, device)
+
+
 __all__ = [
+    "STAGES",
     "Condition",
     "ConditionPart",
     "LatentsStage",
     "OnStep",
     "SlicesStage",
+    "Stage",
     "check_batch_size",
     "check_sampling",
+    "load_stage",
     "load_vqvae",
     "save_vqvae",
 ]

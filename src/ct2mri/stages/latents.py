@@ -10,11 +10,13 @@ from torch import Tensor
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options import Decoding, Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network, weights_hash
 from ct2mri.stages.common import (
     Condition,
     ConditionPart,
+    DiffusionStage,
     OnStep,
     check_names,
     check_sampling,
@@ -22,7 +24,7 @@ from ct2mri.stages.common import (
 )
 
 
-class LatentsStage:
+class LatentsStage(DiffusionStage):
     """The 3D model: refines a volume in the latent space of a VQ-VAE.
 
     Latents are the encoder's output before quantisation, standardised per channel; they are quantised only
@@ -46,6 +48,7 @@ class LatentsStage:
     """
 
     kind: Kind = "latents"
+    network: ScalableUNet
 
     def __init__(
         self,
@@ -94,11 +97,18 @@ class LatentsStage:
         self.draft = dict(draft)
         self.decoding = decoding
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move both networks."""
-        self.network.to(device)
-        self.vqvae.to(device)
-        return self
+    @property
+    def networks(self) -> list[PretrainedModel]:
+        """The U-Net and the VQ-VAE."""
+        return [self.network, self.vqvae]
+
+    def check_plan(self, channels: int, drafted: bool) -> None:
+        """Raise RequestError if the stage refines drafts and no stage draws them."""
+        if "draft" in self.condition and not drafted:
+            raise RequestError(
+                "The latents stage refines drafts, and the stage that draws them is missing; "
+                "put one before it."
+            )
 
     @torch.inference_mode()
     def encode_standardised(self, volume: Tensor) -> Tensor:
@@ -173,9 +183,7 @@ class LatentsStage:
                 f"The latents stage is conditioned on a {missing[0]}, and there is none; "
                 "put the stage that draws it before this one."
             )
-        sampler = sampler or self.sampler
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        check_sampling(sampler, steps, self.noise)
+        sampler, steps = self.chosen(sampler, num_inference_steps)
         device = prepare_network(self.network)
         # (latent channels · parts, i/4, j/4, k/4); of the source's windows the first.
         encoded = torch.cat([self.encode_standardised(condition[part][:1]) for part in self.condition])
@@ -206,6 +214,11 @@ class LatentsStage:
             "vqvae": weights_hash(self.vqvae),
         }
         save_network(self.network, self.kind, facts, folder)
+
+    def save_into(self, pipeline: Path) -> None:
+        """Write the stage and its VQ-VAE into a pipeline's folder."""
+        super().save_into(pipeline)
+        save_vqvae(self.vqvae, pipeline / "vqvae")
 
     @classmethod
     def load_stage(

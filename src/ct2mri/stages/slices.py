@@ -16,6 +16,7 @@ from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_ne
 from ct2mri.stages.common import (
     AIR,
     Condition,
+    DiffusionStage,
     OnStep,
     check_batch_size,
     check_names,
@@ -24,7 +25,7 @@ from ct2mri.stages.common import (
 )
 
 
-class SlicesStage:
+class SlicesStage(DiffusionStage):
     """The 2D model: draws a volume slice by slice from the source's slices, many slices at a time.
 
     Args:
@@ -40,6 +41,7 @@ class SlicesStage:
     """
 
     kind: Kind = "slices"
+    network: ScalableUNet
 
     def __init__(
         self,
@@ -61,10 +63,13 @@ class SlicesStage:
         self.orientations = tuple(orientations)
         self.batch_size = batch_size
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network."""
-        self.network.to(device)
-        return self
+    def check_plan(self, channels: int, drafted: bool) -> None:
+        """Raise RequestError unless the network takes the plan's source windows."""
+        if self.network.condition_channels != channels:
+            raise RequestError(
+                f"The plan has {channels} source windows, the {self.kind} stage was trained with "
+                f"{self.network.condition_channels}; use the plan that it was trained with."
+            )
 
     @torch.inference_mode()
     def sample(
@@ -88,9 +93,7 @@ class SlicesStage:
         Returns:
             (1, i, j, k) in [−1, 1] on the CPU; −1 in slices whose condition is empty.
         """
-        sampler = sampler or self.sampler
-        steps = self.num_inference_steps if num_inference_steps is None else num_inference_steps
-        check_sampling(sampler, steps, self.noise)
+        sampler, steps = self.chosen(sampler, num_inference_steps)
         source = condition["source"]
         if len(source) != self.network.condition_channels:
             raise RequestError(
