@@ -40,10 +40,12 @@ COMMANDS = {
     "train vqvae": Command(options.TrainVqvaeOptions, "ct2mri.training.fit:train_vqvae"),
     "train slices": Command(options.TrainSlicesOptions, "ct2mri.training.fit:train_slices"),
     "train latents": Command(options.TrainLatentsOptions, "ct2mri.training.fit:train_latents"),
+    "train baseline": Command(options.TrainBaselineOptions, "ct2mri.training.fit:train_baseline"),
     "draft": Command(options.DraftOptions, "ct2mri.drafts:draft"),
     "export": Command(options.ExportOptions, "ct2mri.export:export"),
     "translate": Command(options.TranslateOptions, "ct2mri.translate:translate"),
     "evaluate": Command(options.EvaluateOptions, "ct2mri.evaluation.evaluate:evaluate"),
+    "compare": Command(options.CompareOptions, "ct2mri.evaluation.compare:compare"),
     "import-published": Command(options.ImportPublishedOptions, "ct2mri.published:import_published"),
 }
 

@@ -126,4 +126,5 @@ def _run_facts(run: Path) -> dict[str, Any]:
         raise RequestError(f"{run} is no run folder of `ct2mri train`, since it holds no run.json; give one.")
     facts = read_json(path)
     told = {name: facts[name] for name in ("steps", "best", "seed") if name in facts}
-    return {facts["stage"]: told}
+    kind = facts["options"].get("kind")
+    return {facts["stage"] if kind is None else f"{facts['stage']} {kind}": told}

@@ -16,6 +16,7 @@ Layout = Literal[
 ]
 Decoding = Literal["plain", "residual"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Baseline = Literal["hu-lookup", "mean", "regression", "pix2pix", "latent-diffusion", "bridge"]
 
 
 def argument(text: str, default: Any = ..., *, flags: tuple[str, ...] = (), positional: bool = False) -> Any:
@@ -239,6 +240,33 @@ class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
         "`residual` adds to the draft what refining changed of it, `plain` decodes the refined latents; "
         "default: residual where there is a draft",
         None,
+    )
+
+
+@dataclass(kw_only=True)
+class TrainBaselineOptions(TrainOptions, UNetOptions):
+    """Train a method to compare with, by the same data, loop and measures."""
+
+    kind: Baseline = argument(
+        "`hu-lookup` the mean target value of each source value; `mean` the training patients' mean volume; "
+        "`regression` the 2D network without diffusion, L1; `pix2pix` it with an adversary; "
+        "`latent-diffusion` the 3D stage without drafts; `bridge` a Brownian bridge from source to target"
+    )
+    crop_size: int | None = argument("longest edge of a training crop in pixels; none: whole slices", None)
+    orientations: list[Orientation] = argument(
+        "slice orientations to train on", ["axial", "coronal", "sagittal"]
+    )
+    draft_orientations: list[Orientation] = argument("orientations that a result is averaged over", ["axial"])
+    l1_weight: float = argument("pix2pix: weight of L1 beside the adversary's loss", 100.0)
+    discriminator_channels: int = argument("pix2pix: width of the discriminator's first layer", 64)
+    bridge_variance: float = argument("bridge: s, twice the largest variance on the way", 1.0)
+    num_train_timesteps: int = argument("bridge, latent-diffusion: timesteps of the process", 1000)
+    num_inference_steps: int = argument(
+        "bridge, latent-diffusion: sampling steps used after training unless others are asked for", 10
+    )
+    vqvae: Path | None = argument("latent-diffusion: run folder of `train vqvae`", None)
+    volume_crop_size: list[int] | None = argument(
+        "latent-diffusion: voxels of a training crop along i, j, k; none: whole volumes", None
     )
 
 

@@ -17,7 +17,7 @@ from ct2mri.models.pretrained import CONFIG, WEIGHTS, PretrainedModel
 FORMAT_VERSION = 1
 STAGE_FACTS = "stage.json"
 
-Kind = Literal["slices", "latents", "vqvae"]
+Kind = Literal["slices", "latents", "vqvae", "lookup", "mean", "bridge"]
 _Network = TypeVar("_Network", bound=PretrainedModel)
 
 

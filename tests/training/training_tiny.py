@@ -10,7 +10,7 @@ from ct2mri.data.cases import write_case
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid
 from ct2mri.files import write_json
-from ct2mri.options import TrainLatentsOptions, TrainSlicesOptions, TrainVqvaeOptions
+from ct2mri.options import TrainBaselineOptions, TrainLatentsOptions, TrainSlicesOptions, TrainVqvaeOptions
 
 
 def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
@@ -90,6 +90,11 @@ class Tiny:
     def slices(self, run: Path, **given: Any) -> TrainSlicesOptions:
         return TrainSlicesOptions(
             **{"data": self.data, "output_dir": run, "folds": 0, **TINY_TRAINING, **TINY_UNET, **given}
+        )
+
+    def baseline(self, run: Path, kind: str, **given: Any) -> TrainBaselineOptions:
+        return TrainBaselineOptions(
+            **{"data": self.data, "output_dir": run, "kind": kind, **TINY_TRAINING, **TINY_UNET, **given}
         )
 
     def vqvae(self, run: Path, **given: Any) -> TrainVqvaeOptions:

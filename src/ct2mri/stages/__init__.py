@@ -13,9 +13,13 @@ from ct2mri.errors import RequestError
 from ct2mri.stage_files import stage_kind
 from ct2mri.stages.common import Condition, ConditionPart, OnStep, Stage, check_batch_size, check_sampling
 from ct2mri.stages.latents import LatentsStage, load_vqvae, save_vqvae
+from ct2mri.stages.lookup import LookupStage
+from ct2mri.stages.mean import MeanStage, body_box, kind_of_volume
 from ct2mri.stages.slices import SlicesStage
 
-STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (SlicesStage, LatentsStage)}
+STAGES: dict[str, type[Stage]] = {
+    stage.kind: stage for stage in (SlicesStage, LatentsStage, LookupStage, MeanStage)
+}
 """The class of each kind of stage."""
 
 
@@ -39,11 +43,15 @@ __all__ = [
     "Condition",
     "ConditionPart",
     "LatentsStage",
+    "LookupStage",
+    "MeanStage",
     "OnStep",
     "SlicesStage",
     "Stage",
+    "body_box",
     "check_batch_size",
     "check_sampling",
+    "kind_of_volume",
     "load_stage",
     "load_vqvae",
     "save_vqvae",

@@ -17,7 +17,7 @@ from ct2mri.files import read_json
 from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainLatentsOptions
 from ct2mri.stage_files import weights_hash
-from ct2mri.stages import ConditionPart, LatentsStage, load_vqvae, save_vqvae
+from ct2mri.stages import Condition, LatentsStage, load_vqvae, save_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.loop import check_options, fit, rank_and_world_size, training_device
 from ct2mri.training.module import (
@@ -114,9 +114,9 @@ class LatentsValidation:
                 num_inference_steps=self.options.num_inference_steps,
                 step_noise=step_noise,
             )
-            volumes: dict[ConditionPart, Tensor] = {"source": torch.from_numpy(np.array(case.source))}
+            volumes: Condition = {"source": torch.from_numpy(np.array(case.source))}
             if case.draft is not None:
-                volumes["draft"] = torch.from_numpy(np.array(case.draft))[None]
+                volumes = {**volumes, "draft": torch.from_numpy(np.array(case.draft))[None]}
             with torch.autocast(module.device.type, enabled=False):
                 decoded = self.stage_of(module).finish(refined[0].float(), condition[0], volumes)
             images = self._images(case, decoded[0].numpy())

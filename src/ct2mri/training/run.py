@@ -25,6 +25,8 @@ from ct2mri.options import TrainOptions
 
 CHECKPOINT = "last.ckpt"
 
+_ADVICE = "train into another folder, or anew with --resume never"
+
 CHANGEABLE = {"data", "output_dir", "resume", "max_steps", "validate_every", "device", "workers", "vqvae"}
 """Options that a resumed run may be given otherwise than it was started with."""
 
@@ -62,29 +64,45 @@ class RunFolder:
         """
         if self.options.resume == "never" or not self.checkpoint.is_file():
             return 0
-        advice = "train into another folder, or anew with --resume never"
+        self._require_same(self.checkpoint)
+        with suppress(Exception):  # damaged in whatever way: said below
+            return int(
+                torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            )
+        raise RequestError(f"{self.checkpoint} is damaged; {_ADVICE}.")
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds this very run, done; for what is made at once, without a checkpoint.
+
+        Raises:
+            RequestError: the folder holds a run with other options or of other data, or a damaged one.
+        """
+        best = self.path / "best"
+        if self.options.resume == "never" or not (best.is_dir() and (self.path / "run.json").is_file()):
+            return False
+        return bool(self._require_same(best).get("finished"))
+
+    def _require_same(self, part: Path) -> dict[str, Any]:
+        """What run.json beside `part` says, after making sure that it is this run."""
         try:
             before = read_json(self.path / "run.json")
         except (OSError, ValueError) as error:
             raise RequestError(
-                f"{self.checkpoint} is there, but run.json beside it cannot be read ({error}); {advice}."
+                f"{part} is there, but run.json beside it cannot be read ({error}); {_ADVICE}."
             ) from error
         if before["stage"] != self.stage:
-            raise RequestError(f"{self.path} holds a run of `train {before['stage']}`; {advice}.")
+            raise RequestError(f"{self.path} holds a run of `train {before['stage']}`; {_ADVICE}.")
         if Plan.read(self.path / "plan.json") != self.plan:
-            raise RequestError(f"{self.path} was trained on a data set with another plan; {advice}.")
+            raise RequestError(f"{self.path} was trained on a data set with another plan; {_ADVICE}.")
         for name, value in _recorded(self.options).items():
             was = before["options"].get(name)
             if name not in CHANGEABLE and was != value:
                 raise RequestError(
                     f"{self.path} was started with --{name} {was}, now it is {value}; "
-                    f"give the same again, {advice}."
+                    f"give the same again, {_ADVICE}."
                 )
-        with suppress(Exception):  # damaged in whatever way: said below
-            return int(
-                torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-            )
-        raise RequestError(f"{self.checkpoint} is damaged; {advice}.")
+        result: dict[str, Any] = before
+        return result
 
     def clear(self) -> None:
         """Make the folder, and remove what an earlier run left there, so that nothing is mixed up."""
