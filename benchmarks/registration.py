@@ -24,7 +24,7 @@ from ct2mri.data.registration import register_rigid
 
 
 def random_motion(rng: np.random.Generator, centre: np.ndarray) -> np.ndarray:
-    """A rotation about `centre` by up to 10° and a shift by up to 15 mm, each along a random direction: 4×4."""
+    """A rotation about `centre` by up to 10° and a shift by up to 15 mm, along random directions: 4×4."""
     axis, direction = (vector / np.linalg.norm(vector) for vector in rng.normal(size=(2, 3)))
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_rotvec(np.radians(rng.uniform(0, 10)) * axis).as_matrix()
@@ -82,12 +82,12 @@ def main() -> None:
     spacing = "random spacing" if arguments.spacing is None else f"{arguments.spacing:g} mm"
     print(
         f"\nct2mri {__version__}, SimpleITK {SimpleITK.__version__}, numpy {np.__version__}, {date.today()}, "
-        f"{platform.machine()}; {arguments.cases} phantoms of each anatomy, seed {arguments.seed}, {spacing}, "
-        f"{min(shapes) / 1e6:.1f} to {max(shapes) / 1e6:.1f} million voxels\n"
+        f"{platform.machine()}; {arguments.cases} phantoms of each anatomy, seed {arguments.seed}, "
+        f"{spacing}, {min(shapes) / 1e6:.1f} to {max(shapes) / 1e6:.1f} million voxels\n"
     )
     print(
-        "| | start mm | error mm, median | error mm, worst case | worst point mm | lost | agreement of starts mm | "
-        "edge distance mm | warned | seconds |"
+        "| | start mm | error mm, median | error mm, worst case | worst point mm | lost | "
+        "agreement of starts mm | edge distance mm | warned | seconds |"
     )
     print("|---" * 10 + "|")
     print("\n".join(rows))
