@@ -4,7 +4,6 @@ Nothing here says whether that is good; `check_rules` does.
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct2mri.data.alignment import edge_distance_mm, mutual_information
-from ct2mri.data.check_fit import CoarsePair, Fit, can_be_turned, compared, fit, shrunk
+from ct2mri.data.check_fit import CoarsePair, Fit, can_be_turned, coarser, compared, fit, shrunk
 from ct2mri.data.geometry import resample, to_canonical
 from ct2mri.data.plausibility import require_ct
 from ct2mri.data.volume import Volume
@@ -25,10 +24,10 @@ BONE_HU = 300.0
 _FEW_AIR_VOXELS = 200
 FEW_VALUES = 64
 
-# Shift in mm, and gain of information, beyond which a pair does not lie where it should, so that it is worth
-# trying whether the target fits turned over in other ways than left-right.
+# Shift in mm beyond which a pair does not lie where it should, so that it is worth trying whether the target
+# fits turned over in other ways than left-right; and how much better it must fit then.
 FAR_MM = 5.0
-_GAIN = 1.05
+_MUCH_BETTER = 1.2
 
 _TURNS: dict[str, tuple[int, ...]] = {
     "front-back": (1,),
@@ -109,7 +108,7 @@ class PairFacts:
         information: mutual information at the best place, in nats.
         mirrored_fit: the same for the target mirrored left-right, over `information`: above 1 the mirror
             image fits better; None where it cannot be told.
-        turned: other ways in which the target fits better turned over: how → `information` over that.
+        turned: another way in which the target fits much better turned over: how → how much better.
     """
 
     body_litres: float | None
@@ -284,6 +283,8 @@ def _oblique_deg(volume: Volume) -> float:
 
 def _blank_slices(array: NDArray[np.float32]) -> int:
     """Planes of one value between planes that show something, along the axis with the most of them."""
+    if 1 in array.shape:
+        return 0
     counts = []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -302,16 +303,14 @@ def _digest(volume: Volume) -> str:
 
 def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair) -> PairFacts:
     is_picture = 1 in source.spatial_shape
-    best = fit(coarse)
+    as_it_is = fit(coarse, move=False)
+    best = _better(fit(coarse), as_it_is)
     mirror = fit(coarse, (0,)) if best and can_be_turned(coarse, 0) else None
     turned: dict[str, float] = {}
     if best and (best.shift_mm > FAR_MM or (mirror and mirror.information > best.information)):
         # Before anything is said, the target gets the start that its mirror images have.
-        centred = fit(coarse, from_middle=True)
-        best = max(best, centred or best, key=lambda fitted: fitted.information)
-        rivals = {how: fit(coarse, flips) for how, flips in _TURNS.items() if _can_be_turned(coarse, flips)}
-        turned = _better(best, rivals.items(), than=mirror)
-    as_it_is = fit(coarse, move=False)
+        best = _better(best, fit(coarse, from_middle=True)) or best
+        turned = _turned(coarser(coarse))
     gain = best.information / as_it_is.information if best and as_it_is else None
     thin = shrunk(source, _EDGE_MM), shrunk(target, _EDGE_MM)
     voxel = float(np.prod(coarse.grid.spacing))
@@ -329,15 +328,18 @@ def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair) -> PairFacts
     )
 
 
-def _can_be_turned(coarse: CoarsePair, flips: tuple[int, ...]) -> bool:
-    return all(can_be_turned(coarse, axis) for axis in flips)
+def _better(*fits: Fit | None) -> Fit | None:
+    """The best fit; the search for one may end at a worse place than it began at."""
+    return max((each for each in fits if each), key=lambda each: each.information, default=None)
 
 
-def _better(best: Fit, rivals: Iterable[tuple[str, Fit | None]], than: Fit | None) -> dict[str, float]:
-    """Of the ways to turn the target over the one that fits best, if it fits much better than any other."""
-    level = max(best.information, than.information if than else 0.0)
-    found = {how: fitted.information for how, fitted in rivals if fitted is not None}
-    if not found:
+def _turned(pair: CoarsePair) -> dict[str, float]:
+    """The way to turn the target over that fits best, if much better than as it is or mirrored left-right."""
+    ways = {how: flips for how, flips in _TURNS.items() if all(can_be_turned(pair, axis) for axis in flips)}
+    upright = [fit(pair, from_middle=True), *([fit(pair, (0,))] if can_be_turned(pair, 0) else [])]
+    level = max((fitted.information for fitted in upright if fitted), default=None)
+    rivals = {how: fitted.information for how, flips in ways.items() if (fitted := fit(pair, flips))}
+    if level is None or not rivals:
         return {}
-    how = max(found, key=lambda name: found[name])
-    return {how: found[how] / best.information} if found[how] > _GAIN * level else {}
+    how = max(rivals, key=lambda name: rivals[name])
+    return {how: rivals[how] / level} if rivals[how] > _MUCH_BETTER * level else {}

@@ -20,12 +20,14 @@ from ct2mri.data.volume import Grid, Volume
 
 _BINS = 32
 _STEPS = 60  # of the optimiser, on either level
+_SAMPLES = 30_000  # voxels compared at a time on the finer level: enough for the histogram
 _ROOM_MM = 6.0  # around the body, so that the outer side of the skin counts
 _SMALLEST_SHARE = 0.2  # of the body, below which a comparison says nothing
 _SHOWS = 0.15  # level above which the target shows something
 _COARSE_VOXELS = 150_000
 _COARSE_MM = (3.0, 8.0)  # least and greatest voxel edge
 _PICTURE_MM = 2.0
+_SMALL_MM = 4.5  # twice as much still shows which way a body lies
 _THINNEST = 6  # voxels: along a shorter axis nothing can be moved, and one slice stands for all
 
 
@@ -99,6 +101,20 @@ def shrunk(volume: Volume, edge_mm: float) -> Volume:
     return from_sitk(image, {"modality": canonical.metadata.get("modality")})
 
 
+def coarser(pair: CoarsePair) -> CoarsePair:
+    """Every second voxel of a pair along each axis that has many and small ones."""
+    step = np.array(
+        [
+            2 if size >= 4 * _THINNEST and edge < _SMALL_MM else 1
+            for size, edge in zip(pair.source.shape, pair.grid.spacing, strict=True)
+        ]
+    )
+    every = tuple(slice(None, None, int(n)) for n in step)
+    arrays = [array[every] for array in (pair.source, pair.target, pair.body, pair.seen)]
+    i, j, k = arrays[0].shape
+    return CoarsePair(*arrays, Grid((i, j, k), pair.grid.affine @ np.diag([*step, 1])))
+
+
 def can_be_turned(pair: CoarsePair, axis: int) -> bool:
     """Whether the pair shows enough along an axis to be compared turned over along it."""
     return axis not in _flat(pair)
@@ -140,6 +156,10 @@ def fit(
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricFixedMask(_image(room.astype(np.uint8), spacing))
     method.SetMetricMovingMask(_image(seen.astype(np.uint8), spacing))
+    share = _SAMPLES / np.count_nonzero(room)
+    if share < 0.7:  # sampling moves points at random within their voxels, a noise that small pairs feel
+        method.SetMetricSamplingStrategy(method.REGULAR)
+        method.SetMetricSamplingPercentagePerLevel([1.0, share], seed=1)
     method.SetInterpolator(SimpleITK.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=3.0, minStep=0.05, numberOfIterations=_STEPS, relaxationFactor=0.6

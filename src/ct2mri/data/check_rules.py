@@ -24,11 +24,13 @@ _OBLIQUE_DEG = 20.0
 _SMALL_LITRES = 0.2
 
 _HARDLY_SEEN, _PARTLY_SEEN, _WHOLLY_SEEN = 0.05, 0.8, 0.995
-_SHIFTED_MM = 2.5  # less is within what the measurement and a careful registration leave
+# Shifts within what the measurement and a careful registration leave; a single plane of a pair that was
+# turned in space shows other anatomy and tells less.
+_SHIFTED_MM, _SHIFTED_PIXELS = 2.5, 4.0
 _MORE_INFORMATION = 1.03  # at the best place over that where it lies, for a shift to count
-_MIRRORED = (
-    1.05  # beyond this the mirror image fits better, below its inverse worse; between, nobody can tell
-)
+# Beyond this the mirror image fits better, below its inverse worse; between, who knows. Volumes of a patient
+# reach 1.25 and more, those of strangers or symmetric bodies up to 1.05; a picture shows less of either.
+_MIRRORED, _MIRRORED_PICTURE = 1.1, 1.05
 _EDGES_APART_MM = 5.0
 
 
@@ -71,7 +73,8 @@ class CaseReport:
 
 def hand(pair: PairFacts) -> Literal["same", "mirrored", "cannot tell"]:
     """Whether the two volumes of a pair agree on which side is right."""
-    if pair.mirrored_fit is None or 1 / _MIRRORED <= pair.mirrored_fit <= _MIRRORED:
+    margin = _MIRRORED_PICTURE if pair.body_litres is None else _MIRRORED
+    if pair.mirrored_fit is None or 1 / margin <= pair.mirrored_fit <= margin:
         return "cannot tell"
     return "mirrored" if pair.mirrored_fit > 1 else "same"
 
@@ -229,12 +232,13 @@ def judge_pair(pair: PairFacts, *, is_picture: bool) -> list[Finding]:
         found.append(Finding("warning", f"{seen}; nothing is learned where it shows nothing."))
     elif pair.seen_share < _WHOLLY_SEEN:
         found.append(Finding("note", f"{seen}."))
-    place = _judge_place(pair, "pixels" if is_picture else "mm")
+    place = _judge_place(pair, is_picture)
     return found if place is None else [*found, place]
 
 
-def _judge_place(pair: PairFacts, unit: str) -> Finding | None:
+def _judge_place(pair: PairFacts, is_picture: bool) -> Finding | None:
     """The likeliest reason for which a pair does not lie as it should."""
+    unit, least = ("pixels", _SHIFTED_PIXELS) if is_picture else ("mm", _SHIFTED_MM)
     if pair.turned:
         how, ratio = next(iter(pair.turned.items()))
         return Finding(
@@ -250,7 +254,7 @@ def _judge_place(pair: PairFacts, unit: str) -> Finding | None:
         )
     if pair.shift_mm is None or pair.direction_mm is None or pair.shift_gain is None:
         return Finding("warning", "How well the pair is registered cannot be told; look at the picture.")
-    if pair.shift_mm > _SHIFTED_MM and pair.shift_gain > _MORE_INFORMATION:
+    if pair.shift_mm > least and pair.shift_gain > _MORE_INFORMATION:
         return Finding(
             "error" if pair.shift_mm > FAR_MM else "warning",
             f"The target lies {pair.shift_mm:.1f} {unit} from where it fits best "
