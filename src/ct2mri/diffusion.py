@@ -19,6 +19,8 @@ With a `restart_timestep` r, further steps do not walk down from pure noise: the
 estimate and the starting noise (as SDEdit begins from a guess; Meng et al., 2022), and the network is
 trained at the last timestep and from r down alone. A small r keeps more of the estimate's fidelity, a large
 one adds more texture.
+
+A process of one timestep is that first step alone: plain regression, the baseline to compare with.
 """
 
 import hashlib
@@ -107,6 +109,8 @@ class NoiseSettings:
 @lru_cache(maxsize=8)
 def alphas_cumprod(settings: NoiseSettings) -> Tensor:
     """ᾱ of every timestep, shape (num_train_timesteps,), float32, on the CPU."""
+    if settings.num_train_timesteps == 1 and settings.zero_terminal_snr:
+        return torch.zeros(1)  # rescaling, of which this is the limit, would divide 0 by 0
     alphas: Tensor = DDPMScheduler(
         num_train_timesteps=settings.num_train_timesteps,
         beta_schedule=settings.beta_schedule,
@@ -266,6 +270,8 @@ def check_steps(num_inference_steps: int, settings: NoiseSettings) -> None:
     if not 1 <= num_inference_steps <= most:
         raise RequestError(
             f"Sampling takes 1 to {most} steps, got {num_inference_steps}; choose a number in that range."
+            if most > 1
+            else f"This network was trained for one step alone, got {num_inference_steps}; leave out --steps."
         )
 
 
@@ -378,6 +384,12 @@ def sample(
         timesteps = torch.full((len(state),), timestep, dtype=torch.long, device=state.device)
         output = network(_network_input(state, timesteps, settings), timesteps, condition)
         return predicted_original(output, state, timesteps, settings)
+
+    if settings.num_train_timesteps == 1:
+        original = estimate(start, settings.last_timestep)
+        if on_step is not None:
+            on_step(1, 1)
+        return original
 
     if sampler == "renoise":
         state = condition[:, : start.shape[1]]

@@ -11,6 +11,7 @@ import torch
 
 from ct2mri.errors import RequestError
 from ct2mri.stage_files import stage_kind
+from ct2mri.stages.bridge import BridgeStage
 from ct2mri.stages.common import Condition, ConditionPart, OnStep, Stage, check_batch_size, check_sampling
 from ct2mri.stages.latents import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.stages.lookup import LookupStage
@@ -18,7 +19,7 @@ from ct2mri.stages.mean import MeanStage, body_box, kind_of_volume
 from ct2mri.stages.slices import SlicesStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.kind: stage for stage in (SlicesStage, LatentsStage, LookupStage, MeanStage)
+    stage.kind: stage for stage in (SlicesStage, LatentsStage, LookupStage, MeanStage, BridgeStage)
 }
 """The class of each kind of stage."""
 
@@ -40,6 +41,7 @@ def load_stage(folder: str | Path, device: torch.device | str = "cpu") -> Stage:
 
 __all__ = [
     "STAGES",
+    "BridgeStage",
     "Condition",
     "ConditionPart",
     "LatentsStage",

@@ -1,6 +1,7 @@
-"""The 2D stage: a volume drawn slice by slice."""
+"""Stages that draw a volume slice by slice; among them the 2D stage."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from ct2mri.data.cases import SLICE_AXIS, Orientation
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import ScalableUNet
+from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options import Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network
 from ct2mri.stages.common import (
@@ -18,6 +20,7 @@ from ct2mri.stages.common import (
     Condition,
     DiffusionStage,
     OnStep,
+    Stage,
     check_batch_size,
     check_names,
     check_sampling,
@@ -25,14 +28,11 @@ from ct2mri.stages.common import (
 )
 
 
-class SlicesStage(DiffusionStage):
-    """The 2D model: draws a volume slice by slice from the source's slices, many slices at a time.
+class SliceBySlice(Stage):
+    """Draws a volume slice by slice from the source's slices, many slices at a time.
 
     Args:
         network: 2D, one sample channel, one condition channel a source window.
-        noise: the process it was trained for.
-        sampler: used unless another is asked for.
-        num_inference_steps: used unless others are asked for.
         orientations: of the slices; the volumes drawn in several are averaged.
         batch_size: slices that go through the network together.
 
@@ -40,28 +40,19 @@ class SlicesStage(DiffusionStage):
         RequestError: a setting is not allowed.
     """
 
-    kind: Kind = "slices"
-    network: ScalableUNet
-
     def __init__(
-        self,
-        network: ScalableUNet,
-        noise: NoiseSettings,
-        *,
-        sampler: Sampler,
-        num_inference_steps: int,
-        orientations: Sequence[Orientation] = ("axial",),
-        batch_size: int = 16,
+        self, network: ScalableUNet, *, orientations: Sequence[Orientation], batch_size: int
     ) -> None:
-        check_names("orientations of a slices stage", orientations, SLICE_AXIS)
+        check_names(f"orientations of a {self.kind} stage", orientations, SLICE_AXIS)
         check_batch_size(batch_size)
-        check_sampling(sampler, num_inference_steps, noise)
         self.network = network
-        self.noise = noise
-        self.sampler = sampler
-        self.num_inference_steps = num_inference_steps
         self.orientations = tuple(orientations)
         self.batch_size = batch_size
+
+    @property
+    def networks(self) -> list[PretrainedModel]:
+        """The U-Net."""
+        return [self.network]
 
     def check_plan(self, channels: int, drafted: bool) -> None:
         """Raise RequestError unless the network takes the plan's source windows."""
@@ -97,7 +88,7 @@ class SlicesStage(DiffusionStage):
         source = condition["source"]
         if len(source) != self.network.condition_channels:
             raise RequestError(
-                f"The slices stage takes {self.network.condition_channels} source windows, "
+                f"The {self.kind} stage takes {self.network.condition_channels} source windows, "
                 f"got {len(source)}; use the plan that it was trained with."
             )
         shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
@@ -114,58 +105,53 @@ class SlicesStage(DiffusionStage):
         batches = [(orientation, indices) for orientation, indices in batches if len(indices)]
 
         drawn = {orientation: torch.full((1, *shape), AIR) for orientation in orientations}
+        device = prepare_network(self.network)
         for number, (orientation, indices) in enumerate(batches):
-            _slices_first(drawn[orientation], orientation)[indices] = self._draw(
-                _slices_first(source, orientation)[indices],
-                _slices_first(start, orientation)[indices],
-                [f"slices/{orientation}/{index}" for index in indices.tolist()],
-                noise,
+            # Fresh noise is drawn slice by slice: a whole volume of it at every step would have to be kept
+            # from batch to batch.
+            names = [f"slices/{orientation}/{index}" for index in indices.tolist()]
+            first = _slices_first(start, orientation)[indices]
+
+            def step_noise(step: int, names: list[str] = names, like: Tensor = first) -> Tensor:
+                return torch.stack([noise(tuple(like.shape[1:]), stage=name, step=step) for name in names])
+
+            def tell(step: int, of: int, number: int = number) -> None:
+                if on_step is not None:
+                    on_step(self.kind, number * of + step, len(batches) * of)
+
+            _slices_first(drawn[orientation], orientation)[indices] = self.draw(
+                _slices_first(source, orientation)[indices].to(device),
+                first.to(device),
+                step_noise,
                 sampler,
                 steps,
-                (number, len(batches), on_step),
-            )
+                tell,
+            ).cpu()
         return (sum(drawn.values(), torch.zeros(1, *shape)) / len(drawn)).clamp(-1, 1)
 
-    def _draw(
+    @abstractmethod
+    def draw(
         self,
         source: Tensor,
         start: Tensor,
-        names: list[str],
-        noise: SeededNoise,
-        sampler: Sampler,
+        step_noise: Callable[[int], Tensor],
+        sampler: Sampler | None,
         steps: int,
-        progress: tuple[int, int, OnStep | None],
+        on_step: Callable[[int, int], None],
     ) -> Tensor:
-        """Draw one batch of slices.
+        """Draw one batch of slices on the network's device.
 
         Args:
             source: (n, C, H, W).
-            start: (n, 1, H, W), noise.
-            names: one a slice, to draw fresh noise by: a whole volume of it at every step would have to be
-                kept from batch to batch.
-            noise: fresh noise.
+            start: (n, 1, H, W), the first noise.
+            step_noise: gives the fresh noise of a step.
             sampler: how to step.
             steps: how often.
-            progress: this batch's number, how many there are, and who is told.
+            on_step: called as on_step(step, total) after each step.
 
         Returns:
-            (n, 1, H, W) on the CPU.
+            (n, 1, H, W).
         """
-        device = prepare_network(self.network)
-        number, batches, on_step = progress
-        shape = tuple(start.shape[1:])
-        return sample(
-            self.network,
-            source.to(device),
-            start.to(device),
-            self.noise,
-            sampler=sampler,
-            num_inference_steps=steps,
-            step_noise=lambda step: torch.stack([noise(shape, stage=name, step=step) for name in names]),
-            on_step=None
-            if on_step is None
-            else lambda step, of: on_step(self.kind, number * of + step, batches * of),
-        ).cpu()
 
     def _orientations_for(self, shape: tuple[int, int, int]) -> list[Orientation]:
         """The stage's orientations whose slices are more than a line in a volume of this shape.
@@ -178,6 +164,62 @@ class SlicesStage(DiffusionStage):
 
         own = [orientation for orientation in self.orientations if is_plane(orientation)]
         return own or [name for name in SLICE_AXIS if is_plane(name)] or list(self.orientations)
+
+
+class SlicesStage(SliceBySlice, DiffusionStage):
+    """The 2D model: slices by diffusion, given the source's slices.
+
+    Args:
+        network: 2D, one sample channel, one condition channel a source window.
+        noise: the process it was trained for.
+        sampler: used unless another is asked for.
+        num_inference_steps: used unless others are asked for.
+        orientations: of the slices; the volumes drawn in several are averaged.
+        batch_size: slices that go through the network together.
+
+    Raises:
+        RequestError: a setting is not allowed.
+    """
+
+    kind: Kind = "slices"
+    network: ScalableUNet
+
+    def __init__(
+        self,
+        network: ScalableUNet,
+        noise: NoiseSettings,
+        *,
+        sampler: Sampler,
+        num_inference_steps: int,
+        orientations: Sequence[Orientation] = ("axial",),
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(network, orientations=orientations, batch_size=batch_size)
+        check_sampling(sampler, num_inference_steps, noise)
+        self.noise = noise
+        self.sampler = sampler
+        self.num_inference_steps = num_inference_steps
+
+    def draw(
+        self,
+        source: Tensor,
+        start: Tensor,
+        step_noise: Callable[[int], Tensor],
+        sampler: Sampler | None,
+        steps: int,
+        on_step: Callable[[int, int], None],
+    ) -> Tensor:
+        """Sample one batch of slices; see `SliceBySlice.draw`."""
+        return sample(
+            self.network,
+            source,
+            start,
+            self.noise,
+            sampler=sampler or self.sampler,
+            num_inference_steps=steps,
+            step_noise=step_noise,
+            on_step=on_step,
+        )
 
     def save_stage(self, folder: str | Path) -> None:
         """Write the stage into a folder of its own."""

@@ -108,6 +108,9 @@ class StageModule(lightning.LightningModule):
         model: what to train.
     """
 
+    betas = (0.9, 0.999)
+    """AdamW's decay of the gradient's mean and of its square."""
+
     def __init__(self, options: TrainOptions, model: nn.Module) -> None:
         super().__init__()
         self.train_options = options
@@ -130,7 +133,10 @@ class StageModule(lightning.LightningModule):
         """AdamW; the learning rate rises linearly, then stays or falls to zero along a cosine."""
         options = self.train_options
         optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+            self.parameters(),
+            lr=options.learning_rate,
+            betas=self.betas,
+            weight_decay=options.weight_decay,
         )
 
         def factor(step: int) -> float:

@@ -16,7 +16,7 @@ from ct2mri.errors import RequestError
 from ct2mri.files import write_json
 from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainSlicesOptions
-from ct2mri.stages import SlicesStage
+from ct2mri.stages import SlicesStage, Stage
 from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import (
     Batch,
@@ -36,8 +36,15 @@ PLANES = 4
 SHOWN_CASES = 4
 
 
-class SlicesModule(StageModule):
-    """Has a 2D scalable U-Net, trained to denoise target slices given source slices."""
+class SliceModule(StageModule):
+    """Has a 2D scalable U-Net that draws target slices from source slices, trained by whatever method.
+
+    Args:
+        options: how to train.
+        source_channels: the plan's source windows.
+    """
+
+    model: ScalableUNet
 
     def __init__(self, options: TrainSlicesOptions, source_channels: int) -> None:
         super().__init__(
@@ -45,6 +52,25 @@ class SlicesModule(StageModule):
             make_unet(options, spatial_dims=2, sample_channels=1, condition_channels=source_channels),
         )
         self.options = options
+
+    def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
+        """Target slices (n, 1, H, W), drawn as they will be in use, of source slices (n, C, H, W)."""
+        raise NotImplementedError
+
+    def fixed_loss(self, planes: "Planes", noise: SeededNoise) -> float:
+        """The training loss of some slices, the same at each validation, with nothing left to chance."""
+        raise NotImplementedError
+
+    def stage(self) -> Stage:
+        """The stage around the network."""
+        raise NotImplementedError
+
+
+class SlicesModule(SliceModule):
+    """Is trained to denoise target slices given source slices."""
+
+    def __init__(self, options: TrainSlicesOptions, source_channels: int) -> None:
+        super().__init__(options, source_channels)
         self.settings = NoiseSettings.from_options(options)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -56,6 +82,44 @@ class SlicesModule(StageModule):
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
         return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
+
+    def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
+        """Sampled by the stage's own sampler and steps."""
+        shape = (len(source), 1, *source.shape[2:])
+
+        def step_noise(step: int) -> Tensor:
+            return noise(shape, stage="slices", step=step)
+
+        return sample(
+            self.model,
+            source,
+            step_noise(-1).to(source),
+            self.settings,
+            sampler=self.options.sampler,
+            num_inference_steps=self.options.num_inference_steps,
+            step_noise=step_noise,
+        )
+
+    def fixed_loss(self, planes: "Planes", noise: SeededNoise) -> float:
+        """The training loss at timesteps spread evenly, the last one among them."""
+        device, settings = self.device, self.settings
+        target = planes.target.to(device)
+        timestep = torch.linspace(settings.last_timestep, 0, len(target) + 1)[:-1].long().to(device)
+        fixed = noise(tuple(target.shape), stage="loss").to(target)
+        network_input, training_target = noisy_sample(target, fixed, timestep, settings)
+        output = self.model(network_input, timestep, planes.source.to(device))
+        weight = planes.weight.to(device)
+        return float(diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight))
+
+    def stage(self) -> Stage:
+        """A slices stage."""
+        return SlicesStage(
+            self.model,
+            self.settings,
+            sampler=self.options.sampler,
+            num_inference_steps=self.options.num_inference_steps,
+            orientations=tuple(self.options.draft_orientations),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,27 +179,13 @@ class SlicesValidation:
             if orientation in options.orientations and bool((case.mask & case.valid).any())
         ]
 
-    def __call__(self, module: SlicesModule) -> Validation:
+    def __call__(self, module: SliceModule) -> Validation:
         """Sample, compare, and show."""
         losses, errors, squares, rows = [], [], [], dict[str, list[list[NDArray[np.float32]]]]()
         for number, planes in enumerate(self.planes):
             noise = SeededNoise(number)
-            source, target = planes.source.to(module.device), planes.target.to(module.device)
-            losses.append(self._loss(module, planes, noise))
-
-            def step_noise(step: int, noise: SeededNoise = noise, like: Tensor = target) -> Tensor:
-                return noise(tuple(like.shape), stage="slices", step=step)
-
-            drawn = sample(
-                module.model,
-                source,
-                step_noise(-1).to(target),
-                module.settings,
-                sampler=self.options.sampler,
-                num_inference_steps=self.options.num_inference_steps,
-                step_noise=step_noise,
-            )
-            drawn = drawn.float().cpu().clamp(-1, 1)
+            losses.append(module.fixed_loss(planes, noise))
+            drawn = module.draw(planes.source.to(module.device), noise).float().cpu().clamp(-1, 1)
             difference = (drawn - planes.target)[planes.inside > 0] / 2  # in units of the target's range
             errors.append(float(difference.abs().mean()))
             squares.append(float(difference.square().mean()))
@@ -157,28 +207,10 @@ class SlicesValidation:
             pictures={name: strip(columns, shown) for name, shown in rows.items()},
         )
 
-    def _loss(self, module: SlicesModule, planes: Planes, noise: SeededNoise) -> float:
-        """The training loss at timesteps spread evenly, the last one among them."""
-        device, settings = module.device, module.settings
-        target = planes.target.to(device)
-        timestep = torch.linspace(settings.last_timestep, 0, len(target) + 1)[:-1].long().to(device)
-        fixed = noise(tuple(target.shape), stage="loss").to(target)
-        network_input, training_target = noisy_sample(target, fixed, timestep, settings)
-        output = module.model(network_input, timestep, planes.source.to(device))
-        weight = planes.weight.to(device)
-        return float(diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight))
 
-
-def _write_best(module: SlicesModule, folder: Path) -> None:
-    options = module.options
-    assert isinstance(module.model, ScalableUNet)
-    SlicesStage(
-        module.model,
-        module.settings,
-        sampler=options.sampler,
-        num_inference_steps=options.num_inference_steps,
-        orientations=tuple(options.draft_orientations),
-    ).save_stage(folder)
+def write_best(module: SliceModule, folder: Path) -> None:
+    """Write the module's stage into RUN/best."""
+    module.stage().save_stage(folder)
 
 
 def fold_patients(patients: Sequence[str], folds: int, seed: int) -> list[list[str]]:
@@ -204,9 +236,39 @@ def train_slices(options: TrainSlicesOptions) -> None:
     Raises:
         RequestError: the options contradict one another, the machine, the data set or the run folder.
     """
-    check_options(options)
     settings = NoiseSettings.from_options(options)
     check_steps(options.num_inference_steps, settings)
+    dataset, validation = slice_data(options)
+    plan = dataset.plan
+    patients = {dataset.case(case_id).patient_id for case_id in dataset.case_ids("train")}
+    folds = fold_patients(sorted(patients), options.folds, options.seed)
+    if options.init is not None:
+        initial_facts(options.init, "slices", settings)
+
+    def make_module() -> SlicesModule:
+        module = SlicesModule(options, plan.channels)
+        if options.init is not None:
+            load_initial_weights(module.model, options.init, "slices")
+        return module
+
+    def train_one(run: Path, left_out: Sequence[str]) -> None:
+        items = slice_items(dataset, options, left_out)
+        fit(RunFolder(run, "slices", options, plan), make_module, items, validation, write_best)
+
+    train_one(options.output_dir, [])
+    if folds:
+        write_json(options.output_dir / "folds.json", {"folds": folds})
+    for number, left_out in enumerate(folds):
+        train_one(options.output_dir / f"fold-{number}", left_out)
+
+
+def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesValidation]:
+    """The data set that slices are trained on, and the validation on its slices.
+
+    Raises:
+        RequestError: the options contradict one another or the data set.
+    """
+    check_options(options)
     if options.crop_size is not None and options.crop_size < 1:
         raise RequestError(
             f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices."
@@ -220,10 +282,7 @@ def train_slices(options: TrainSlicesOptions) -> None:
         )
     dataset = PreparedDataset(options.data)
     plan = dataset.plan
-    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
     validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
-    folds = fold_patients(sorted({case.patient_id for case in training}), options.folds, options.seed)
-
     validation = SlicesValidation(
         validating[: options.validation_cases],
         options,
@@ -234,34 +293,29 @@ def train_slices(options: TrainSlicesOptions) -> None:
             f"{options.data} has no validation case with a slice to look at in --orientations "
             f"{' '.join(options.orientations)}; prepare it with a larger --validation_fraction."
         )
+    return dataset, validation
 
-    if options.init is not None:
-        initial_facts(options.init, "slices", settings)
 
-    def make_module() -> SlicesModule:
-        module = SlicesModule(options, plan.channels)
-        if options.init is not None:
-            load_initial_weights(module.model, options.init, "slices")
-        return module
+def slice_items(
+    dataset: PreparedDataset, options: TrainSlicesOptions, left_out: Sequence[str] = ()
+) -> SliceDataset:
+    """Training slices of all patients of the training side but those left out.
 
-    def train_one(run: Path, left_out: Sequence[str]) -> None:
-        items = SliceDataset(
-            [case for case in training if case.patient_id not in left_out],
-            orientations=options.orientations,
-            crop_size=options.crop_size,
-            shrink=crop_shrink(options),
-            flips=options.flips,
-            seed=options.seed,
+    Raises:
+        RequestError: there are none.
+    """
+    training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
+    items = SliceDataset(
+        [case for case in training if case.patient_id not in left_out],
+        orientations=options.orientations,
+        crop_size=options.crop_size,
+        shrink=crop_shrink(options),
+        flips=options.flips,
+        seed=options.seed,
+    )
+    if len(items) == 0:
+        raise RequestError(
+            f"{options.data} has no training slice that shows the body in --orientations "
+            f"{' '.join(options.orientations)}."
         )
-        if len(items) == 0:
-            raise RequestError(
-                f"{options.data} has no training slice that shows the body in --orientations "
-                f"{' '.join(options.orientations)}."
-            )
-        fit(RunFolder(run, "slices", options, plan), make_module, items, validation, _write_best)
-
-    train_one(options.output_dir, [])
-    if folds:
-        write_json(options.output_dir / "folds.json", {"folds": folds})
-    for number, left_out in enumerate(folds):
-        train_one(options.output_dir / f"fold-{number}", left_out)
+    return items
