@@ -75,6 +75,15 @@ def test_table_is_no_body() -> None:
     assert shown.body.sum() * 64 == pytest.approx(4 / 3 * np.pi * 45**3, rel=0.08)
 
 
+def test_thin_skin_beyond_bone_belongs_to_the_body() -> None:
+    """In MR bone is dark: the scalp is a shell of 4 mm that touches nothing."""
+    whole, inner, core = (ball((0, 0, 0), radius, "MR") for radius in (60, 56, 48))
+    mr = whole.with_array(np.where((inner.array > 400) & (core.array < 400), 10, whole.array))
+    shown = view(mr, working_grid(mr, 3.0))
+    assert shown.body.sum() * 27 == pytest.approx(4 / 3 * np.pi * 60**3, rel=0.08)
+    assert edge_distance_mm(ball((0, 0, 0), 60, "CT"), mr) < 1.0
+
+
 def test_values_tell_hu_where_the_header_does_not() -> None:
     grid = np.eye(4)
     assert in_hu(Volume(np.full((4, 4, 4), -1000.0), grid))

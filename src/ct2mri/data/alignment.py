@@ -77,7 +77,8 @@ def view(volume: Volume, grid: Grid, body: Volume | None = None) -> View:
         inside = resample(body, grid, interpolation="nearest", fill=0).array > 0.5
     else:
         threshold = (_SKIN_HU - low) / (high - low) if hu else _signal_threshold(levels[seen])
-        inside = body_mask(np.where(seen, levels, 0), grid.spacing, threshold)
+        above = seen & (levels > threshold)
+        inside = body_mask((above if hu else _filled(above)).astype(np.float32), grid.spacing, 0.5)
     if hu and inside.any():
         # Table and headrest are no part of the patient and not in the other volume.
         levels = np.where(ndimage.binary_dilation(inside), levels, 0)
@@ -120,6 +121,18 @@ def _signal_threshold(levels: NDArray[np.float32]) -> float:
         return 1.0
     dark = float(np.median(air))
     return dark + 0.3 * (float(np.median(tissue)) - dark)
+
+
+def _filled(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """An MR's signal with what it encloses: the skull gives none, and parts a thin scalp from the brain."""
+    filled = above.copy()
+    for axis in range(3):
+        if min(n for a, n in enumerate(above.shape) if a != axis) > 1:
+            for index in range(above.shape[axis]):
+                here = (slice(None),) * axis + (index,)
+                closed = ndimage.binary_closing(np.pad(above[here], 1))[1:-1, 1:-1]  # gaps of two voxels
+                filled[here] |= ndimage.binary_fill_holes(closed)
+    return filled
 
 
 def working_grid(volume: Volume, edge_mm: float) -> Grid:
