@@ -12,9 +12,9 @@ from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.plan import Plan
 from ct2mri.data.plausibility import BODY_THRESHOLD, require_ct
 from ct2mri.data.volume import Volume
-from ct2mri.evaluation.evaluate import format_scores, format_table
 from ct2mri.evaluation.metrics import Scores, evaluate_volumes, noise_floor
 from ct2mri.evaluation.pictures import picture_sheet
+from ct2mri.evaluation.tables import format_scores, format_table
 from ct2mri.files import write_json
 from ct2mri.options import DemoOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder

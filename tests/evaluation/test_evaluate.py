@@ -80,6 +80,7 @@ def test_folders_are_matched_scaled_and_written(tmp_path, capsys):
     assert "mean ± deviation" in printed and "noise floor" in printed and "data range 1" in printed
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "evaluation.csv",
+        "evaluation.html",
         "evaluation.json",
     ]
 

@@ -1,13 +1,13 @@
 """The names of all measures: how to head a column, in which unit, and which way is better.
 
 A name is a path: `ssim` of the volume, `axial.ssim` of the slices, `continuity.axial.ratio`,
-`edges.median_mm`, `regions.bone.mae`, `labels.3.dice`, `synthrad2025.ms_ssim`.
+`edges.median_mm`, `regions.bone.mae`, `labels.3.dice`, `synthrad2025.ms_ssim`, `uncertainty.inside_95`.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Better = Literal["lower", "higher", "near 0", "near 1", "neither"]
+Better = Literal["lower", "higher", "near 0", "near 0.5", "near 0.8", "near 0.95", "near 1", "neither"]
 
 _MEASURES: dict[str, tuple[str, str, Better]] = {
     "mae": ("MAE", "image", "lower"),
@@ -33,6 +33,11 @@ _MEASURES: dict[str, tuple[str, str, Better]] = {
     "dice": ("Dice", "", "higher"),
     "volume_ml": ("volume", "ml", "neither"),
     "true_volume_ml": ("true volume", "ml", "neither"),
+    "rank_correlation": ("rank correlation of spread and error", "", "higher"),
+    "spread_ratio": ("expected over actual error", "", "near 1"),
+    "inside_50": ("truth inside the 50 % interval", "", "near 0.5"),
+    "inside_80": ("truth inside the 80 % interval", "", "near 0.8"),
+    "inside_95": ("truth inside the 95 % interval", "", "near 0.95"),
 }
 
 

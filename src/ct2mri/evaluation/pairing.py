@@ -1,7 +1,7 @@
 """Which prediction belongs to which target, on one grid and in one unit."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from ct2mri.data.plan import ZSCORE_REACH, Plan
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.regions import as_labels
+from ct2mri.files import read_json
 
 TARGET_PERCENTILE = 99.5
 AIR_HU = -1024.0
@@ -26,16 +27,18 @@ HU_RANGE = 4095.0
 # Words that say what an image is, not whose: they are no part of a case identifier.
 _MR_WORDS = {"mr", "mri", "smr"}
 _CT_WORDS = {"ct", "cbct", "sct"}
-_OTHER_WORDS = {"draft", "uncertainty", "spread"}
+_SPREAD_WORDS = {"uncertainty", "spread"}
+_OTHER_WORDS = {"draft"}
 _FILLERS = {"synthetic", "prediction", "predicted"}
 
-Role = Literal["image", "ct", "mask", "source", "labels"]
+Role = Literal["image", "ct", "mask", "source", "labels", "spread"]
 _ROLE_WORDS: dict[Role, set[str]] = {
     "image": _MR_WORDS | {"target"},
     "ct": _CT_WORDS | {"target"},
     "source": _CT_WORDS | {"source"},
     "mask": {"mask", "body"},
     "labels": {"labels", "label", "seg", "segmentation"},
+    "spread": _SPREAD_WORDS,
 }
 
 
@@ -58,6 +61,9 @@ class Pair:
         ct: (i, j, k), the case's CT, or another source; None where it is not known.
         ct_in_hu: whether `ct` is in HU.
         centre: where it was scanned; None where it is not known.
+        source: (i, j, k), what was translated, for pictures; None where it is not known.
+        source_in_hu: whether `source` is in HU.
+        scale: what the prediction's own values were multiplied by.
         notes: what was done to bring the images together, a sentence each.
     """
 
@@ -75,6 +81,9 @@ class Pair:
     ct: NDArray[np.float32] | None = None
     ct_in_hu: bool = False
     centre: str | None = None
+    source: NDArray[np.float32] | None = None
+    source_in_hu: bool = False
+    scale: float = 1.0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -121,8 +130,10 @@ def pairs_of_files(
     *,
     in_hu: bool = False,
     resampled: bool = False,
-) -> tuple[Matches, Iterator[Pair]]:
-    """Pairs of plain files; a single prediction and a single target belong together whatever their names.
+) -> tuple[Matches, Callable[[str], Pair]]:
+    """What matches, and a function that loads a case.
+
+    A single prediction and a single target belong together whatever their names.
 
     Args:
         predictions, targets, masks, sources: a volume or a folder each.
@@ -140,47 +151,50 @@ def pairs_of_files(
     mask_paths = counterparts(masks, "mask", matches.case_ids)
     source_paths = counterparts(sources, "source", matches.case_ids)
 
-    def pairs() -> Iterator[Pair]:
-        for case_id in matches.case_ids:
-            prediction, target = load_volume(predicted[case_id]), load_volume(wanted[case_id])
-            inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
-            if masks is not None:
-                mask = load_volume(mask_paths[case_id])
-                _require_same_grid(case_id, "mask", mask.grid, "target", target.grid)
-                inside, name = mask.array > 0, "given"
-            prediction, seen, notes = _on_grid_of(target, prediction, case_id, resampled)
-            inside = inside & seen
-            ct, ct_in_hu = (target.array, True) if in_hu else (None, False)
-            if sources is not None and not in_hu:
-                source = load_volume(source_paths[case_id])
-                _require_same_grid(case_id, "source", source.grid, "target", target.grid)
-                ct, ct_in_hu = source.array, looks_like_hu(source.array)
-            images, factors, words = (prediction.array, target.array), {}, "none: both in HU"
-            if not in_hu:
-                factors = fit_scale(prediction.array, target.array, inside)
-                gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
-                images = prediction.array * gain / reference, target.array / reference
-                words = (
-                    "prediction times one least-squares gain, then both divided by the target's "
-                    f"{TARGET_PERCENTILE}th percentile, both inside the mask"
-                )
-            yield Pair(
-                case_id,
-                *images,
-                inside,
-                words,
-                factors,
-                name,
-                target.grid,
-                case_id,
-                data_range=HU_RANGE if in_hu else 1.0,
-                in_hu=in_hu,
-                ct=ct,
-                ct_in_hu=ct_in_hu,
-                notes=notes,
+    def load(case_id: str) -> Pair:
+        prediction, target = load_volume(predicted[case_id]), load_volume(wanted[case_id])
+        inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
+        if masks is not None:
+            mask = load_volume(mask_paths[case_id])
+            _require_same_grid(case_id, "mask", mask.grid, "target", target.grid)
+            inside, name = mask.array > 0, "given"
+        prediction, seen, notes = _on_grid_of(target, prediction, case_id, resampled)
+        inside = inside & seen
+        source = None
+        if sources is not None:
+            volume = load_volume(source_paths[case_id])
+            _require_same_grid(case_id, "source", volume.grid, "target", target.grid)
+            source = volume.array
+        source_in_hu = source is not None and looks_like_hu(source)
+        images, factors, words = (prediction.array, target.array), {}, "none: both in HU"
+        if not in_hu:
+            factors = fit_scale(prediction.array, target.array, inside)
+            gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
+            images = prediction.array * gain / reference, target.array / reference
+            words = (
+                "prediction times one least-squares gain, then both divided by the target's "
+                f"{TARGET_PERCENTILE}th percentile, both inside the mask"
             )
+        return Pair(
+            case_id,
+            *images,
+            inside,
+            words,
+            factors,
+            name,
+            target.grid,
+            case_id,
+            data_range=HU_RANGE if in_hu else 1.0,
+            in_hu=in_hu,
+            ct=target.array if in_hu else source,
+            ct_in_hu=in_hu or source_in_hu,
+            source=source,
+            source_in_hu=source_in_hu,
+            scale=factors["gain"] / factors["reference"] if factors else 1.0,
+            notes=notes,
+        )
 
-    return matches, pairs()
+    return matches, load
 
 
 def pairs_of_dataset(
@@ -189,8 +203,8 @@ def pairs_of_dataset(
     split: Literal["train", "validation", "test"],
     *,
     resampled: bool = False,
-) -> tuple[Matches, Iterator[Pair]]:
-    """Pairs of predictions on the prepared grids and a data set's own registered targets."""
+) -> tuple[Matches, Callable[[str], Pair]]:
+    """What matches, and a function that loads a case: predictions on the prepared grids, prepared targets."""
     case_ids = dataset.case_ids(split)
     if not case_ids:
         raise RequestError(f"{dataset.root} has no {split} case; choose another --split.")
@@ -203,45 +217,47 @@ def pairs_of_dataset(
     plan = dataset.plan
     low, high = plan.target_range
 
-    def pairs() -> Iterator[Pair]:
-        for case_id in matches.case_ids:
-            case = dataset.case(case_id)
-            grid_of_case = Volume(case.target, case.affine)
-            prediction = load_volume(predicted[case_id])
-            prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
-            ct, ct_in_hu = _ct_of(case, plan)
-            if plan.target_units == "HU":
-                images = prediction.array, unscale_target(case.target, plan.target_range)
-                words = f"none: both in HU, the target clipped to {low:g} to {high:g}"
-            else:
-                images = (
-                    (prediction.array - np.float32(low)) / np.float32(high - low),
-                    (case.target + np.float32(1)) / np.float32(2),
-                )
-                words = _in_own_range(plan)
-            yield Pair(
-                case_id,
-                *images,
-                case.mask & case.valid & seen,
-                words,
-                {
-                    "target_low": low,
-                    "target_high": high,
-                    "own_low": case.target_range[0],
-                    "own_high": case.target_range[1],
-                },
-                "the body, where the target was seen",
-                case.grid,
-                case.patient_id,
-                data_range=high - low if plan.target_units == "HU" else 1.0,
-                in_hu=plan.target_units == "HU",
-                ct=ct,
-                ct_in_hu=ct_in_hu,
-                centre=case.centre,
-                notes=notes,
+    def load(case_id: str) -> Pair:
+        case = dataset.case(case_id)
+        grid_of_case = Volume(case.target, case.affine)
+        prediction = load_volume(predicted[case_id])
+        prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
+        source = _source_of(case, plan)
+        if plan.target_units == "HU":
+            images = prediction.array, unscale_target(case.target, plan.target_range)
+            words = f"none: both in HU, the target clipped to {low:g} to {high:g}"
+        else:
+            images = (
+                (prediction.array - np.float32(low)) / np.float32(high - low),
+                (case.target + np.float32(1)) / np.float32(2),
             )
+            words = _in_own_range(plan)
+        return Pair(
+            case_id,
+            *images,
+            case.mask & case.valid & seen,
+            words,
+            {
+                "target_low": low,
+                "target_high": high,
+                "own_low": case.target_range[0],
+                "own_high": case.target_range[1],
+            },
+            "the body, where the target was seen",
+            case.grid,
+            case.patient_id,
+            data_range=high - low if plan.target_units == "HU" else 1.0,
+            in_hu=plan.target_units == "HU",
+            ct=_ct_of(images[1], source, plan),
+            ct_in_hu="HU" in (plan.target_units, plan.source_units),
+            centre=case.centre,
+            source=source,
+            source_in_hu=plan.source_units == "HU",
+            scale=1.0 if plan.target_units == "HU" else 1 / (high - low),
+            notes=notes,
+        )
 
-    return matches, pairs()
+    return matches, load
 
 
 def _in_own_range(plan: Plan) -> str:
@@ -351,6 +367,27 @@ def labels_of(path: Path, grid: Grid) -> tuple[NDArray[np.int32], list[str]]:
     return as_labels(labels.array, path.name), notes
 
 
+def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float32], int | None, list[str]]:
+    """The spread over samples of a case's prediction, in the pair's units and on its grid.
+
+    Args:
+        path: what `ct2mri translate --uncertainty` wrote.
+        pair: the case.
+        resampled: bring a spread on another grid onto the case's.
+
+    Returns:
+        the spread, the number of samples where the file beside it tells, and what was done.
+
+    Raises:
+        RequestError: the grids differ.
+    """
+    target = Volume(pair.target, pair.grid.affine)
+    spread, _, notes = _on_grid_of(target, load_volume(path), pair.case_id, resampled, "spread")
+    sidecar = path.with_name(f"{volume_stem(path)}.json")
+    samples = read_json(sidecar).get("samples") if sidecar.is_file() else None
+    return spread.array * np.float32(abs(pair.scale)), samples, notes
+
+
 def looks_like_hu(array: NDArray[np.float32]) -> bool:
     """Whether voxels are in HU as far as can be told: air is there, which nothing but HU puts below −200."""
     return bool(array.min() < -200)
@@ -373,30 +410,35 @@ def counterparts(path: Path | None, role: Role, case_ids: list[str]) -> dict[str
 
 
 def _on_grid_of(
-    target: Volume, prediction: Volume, case_id: str, resampled: bool
+    target: Volume, prediction: Volume, case_id: str, resampled: bool, name: str = "prediction"
 ) -> tuple[Volume, NDArray[np.bool_], list[str]]:
-    """A prediction on its target's grid, where it reaches, and what was done."""
+    """A prediction (or its spread) on its target's grid, where it reaches, and what was done."""
     everywhere = np.ones(target.spatial_shape, dtype=bool)
     if not resampled or prediction.grid.matches(target.grid, tolerance_mm=0.05):
-        _require_same_grid(case_id, "prediction", prediction.grid, "target", target.grid)
+        _require_same_grid(case_id, name, prediction.grid, "target", target.grid)
         return prediction, everywhere, []
     reach = resample(prediction.with_array(np.ones_like(prediction.array)), target.grid, fill=0).array > 0.999
     moved = resample(prediction, target.grid, fill=float(prediction.array.min()))
     note = (
-        f"The prediction was resampled (linear) from {_describe(prediction.grid)} to "
+        f"The {name} was resampled (linear) from {_describe(prediction.grid)} to "
         f"{_describe(target.grid)}; where it does not reach, nothing counts."
     )
     return moved, reach, [note]
 
 
-def _ct_of(case: PreparedCase, plan: Plan) -> tuple[NDArray[np.float32] | None, bool]:
-    """The CT of a prepared case, or a source that is a picture of one, and whether it is in HU."""
-    if plan.target_units == "HU":
-        return unscale_target(case.target, plan.target_range), True
-    if plan.source_units == "relative":
-        return None, False
+def _source_of(case: PreparedCase, plan: Plan) -> NDArray[np.float32]:
+    """What was translated, through the widest of the plan's windows, in the source's units."""
     channel, window = max(enumerate(plan.source_windows), key=lambda item: item[1][1] - item[1][0])
-    return unscale_window(case.source[channel], window), plan.source_units == "HU"
+    return unscale_window(case.source[channel], window)
+
+
+def _ct_of(
+    target: NDArray[np.float32], source: NDArray[np.float32], plan: Plan
+) -> NDArray[np.float32] | None:
+    """The CT of a prepared case, or a source that is a picture of one."""
+    if plan.target_units == "HU":
+        return target
+    return None if plan.source_units == "relative" else source
 
 
 def _some(names: set[str]) -> str:
