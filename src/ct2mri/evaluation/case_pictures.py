@@ -135,7 +135,7 @@ def _panels(pair: Pair, spread: NDArray[np.float32] | None, body: NDArray[np.boo
             levels = (float(low + 0.25 * (high - low)), float(low + 0.75 * (high - low)))
             outlines = "at 25 and 75 % of its range"
         panels.append(
-            Panel("CT edges on prediction", outlines, prediction, window, edges=ct, edge_levels=levels)
+            Panel("Prediction, CT edges", outlines, prediction, window, edges=ct, edge_levels=levels)
         )
     if spread is not None:
         deviation = np.where(body, _canonical(spread, pair), 0).astype(np.float32)
