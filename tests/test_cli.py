@@ -41,6 +41,19 @@ def test_help_loads_no_heavy_library():
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("config", ["demo", "benchmarks/real_slices.yaml"])
+def test_baselines_are_trained_like_the_stage_they_are_compared_with(config, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    slices = parse("train slices", [*TRAIN, "--config", config])
+    baseline = parse("train baseline", [*TRAIN, "--config", config, "--kind", "regression"])
+    shared = {field.name for field in fields(slices)} & {field.name for field in fields(baseline)}
+    assert {"base_channels", "crop_size", "max_steps", "orientations"} <= shared
+    own = {"num_inference_steps"}  # of the methods that sample; the slices stage is used with one step
+    assert {name: getattr(slices, name) for name in shared - own} == {
+        name: getattr(baseline, name) for name in shared - own
+    }
+
+
 def test_overview_names_every_command(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -1,0 +1,204 @@
+"""Train our 2D stage and every baseline on one data set, alike, and measure them on its held-out cases.
+
+    python benchmarks/baselines.py DATA WORK --config demo --steps 700
+    python benchmarks/baselines.py DATA WORK --config benchmarks/real_slices.yaml --minutes 10 \
+        --methods slices hu-lookup mean regression pix2pix bridge --sampling_steps 1 10
+
+Each method is trained for the same number of steps, or for the same time: then a few steps of each are timed
+first, and validations do not count. It trains, exports, translates and evaluates with the commands of the
+package, then prints one Markdown table with paired differences from the 2D stage. Stopped at any point, the
+same command goes on where it was.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from ct2mri import __version__
+from ct2mri.data.cases import PreparedDataset
+from ct2mri.evaluation.statistics import Comparison, compare_systems
+from ct2mri.files import read_json, write_json
+
+OURS = "slices"
+FREE = ("hu-lookup", "mean")
+SAMPLED = (OURS, "latent-diffusion", "bridge")
+METHODS = (OURS, *FREE, "regression", "pix2pix", "latent-diffusion", "bridge")
+COLUMNS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4), "ms_gmsd": ("MS-GMSD", 4)}
+DIFFERENCES = ("psnr", "ssim", "ms_gmsd")
+TIMED = (5, 20)
+"""Steps of the two runs whose difference in time is that of a step."""
+
+
+def ct2mri(*words: object) -> None:
+    """Run one command of the package; its progress bar is shown, its tables are not."""
+    print("ct2mri", *words, file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "ct2mri", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+class Bench:
+    """One request, and the folder that it is worked on in.
+
+    Args:
+        arguments: of the command line.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.work: Path = arguments.work
+
+    def train_words(self, method: str) -> list[object]:
+        """The command that trains a method, without its length and its folder."""
+        arguments = self.arguments
+        stage = [method] if method in (OURS, "vqvae") else ["baseline", "--kind", method]
+        words = ["train", *stage, "--data", arguments.data, "--config", arguments.config]
+        words += ["--seed", arguments.seed, "--device", arguments.device]
+        if method == OURS:
+            words += ["--folds", 0]
+        if method == "latent-diffusion":
+            words += ["--vqvae", arguments.vqvae or self.work / "vqvae" / "run"]
+        return words
+
+    def steps_of(self, method: str) -> int:
+        """How many steps a method is trained for; in the same time, as many as its first steps foretell."""
+        if self.arguments.minutes is None or method in FREE:
+            return self.arguments.steps or 1
+        path = self.work / method / "steps.json"
+        if not path.is_file():
+            seconds = []
+            for steps in TIMED:
+                run = self.work / method / "timed"
+                length = ["--max_steps", steps, "--validate_every", steps, "--resume", "never"]
+                ct2mri(*self.train_words(method), "--output_dir", run, *length)
+                seconds.append(read_json(run / "run.json")["seconds"])
+            a_step = max((seconds[1] - seconds[0]) / (TIMED[1] - TIMED[0]), 1e-3)
+            steps = max(1, round(60 * self.arguments.minutes / a_step))
+            write_json(path, {"seconds_a_step": a_step, "steps": steps})
+        return int(read_json(path)["steps"])
+
+    def train(self, method: str) -> Path:
+        """Train a method, or go on with it."""
+        run, steps = self.work / method / "run", self.steps_of(method)
+        facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+        if not facts.get("finished"):
+            ct2mri(*self.train_words(method), "--output_dir", run, "--max_steps", steps)
+        return run
+
+    def measure(self, method: str, run: Path, sampling_steps: int | None) -> dict:
+        """Export, translate and evaluate a method; what `evaluate` writes."""
+        folder = self.work / method
+        label = "own" if sampling_steps is None else str(sampling_steps)
+        report = folder / f"report-{label}"
+        if not (report / "evaluation.json").is_file():
+            model, predictions = folder / "model", folder / f"predictions-{label}"
+            if not (model / "pipeline.json").is_file():
+                ct2mri("export", "--slices" if method == OURS else "--baseline", run, "-o", model)
+            held_out = ["--data", self.arguments.data, "--split", self.arguments.split]
+            steps = [] if sampling_steps is None else ["--steps", sampling_steps]
+            seeded = ["--seed", self.arguments.seed, "--device", self.arguments.device]
+            ct2mri("translate", *held_out, "--model", model, "-o", predictions, *seeded, *steps)
+            ct2mri("evaluate", predictions, *held_out, "-o", report)
+        return read_json(report / "evaluation.json")
+
+    def rows(self) -> dict[str, tuple[dict, dict]]:
+        """Label → what its run and its evaluation tell; the 2D stage first."""
+        arguments, rows = self.arguments, {}
+        if "latent-diffusion" in arguments.methods and arguments.vqvae is None:
+            self.train("vqvae")
+        for method in arguments.methods:
+            run = self.train(method)
+            facts = read_json(run / "run.json")
+            for steps in (arguments.sampling_steps or [None]) if method in SAMPLED else [None]:
+                own = facts["options"].get("num_inference_steps", 1) if method in SAMPLED else 1
+                plural = "step" if (steps or own) == 1 else "steps"
+                rows[f"{method}, {steps or own} {plural}"] = (facts, self.measure(method, run, steps))
+        return rows
+
+
+def table(rows: dict[str, tuple[dict, dict]]) -> str:
+    """The methods' means over patients, and their paired differences from the first row."""
+    heads = [head for head, _ in COLUMNS.values()]
+    heads += [f"{COLUMNS[metric][0]} − that of the first" for metric in DIFFERENCES]
+    lines = ["| | trained steps | trained min | " + " | ".join(heads) + " |"]
+    lines.append("|---" * (3 + len(heads)) + "|")
+    (_, first), *_ = rows.values()
+    patient_of = {case["case_id"]: case["patient_id"] for case in first["cases"]}
+
+    def numbers(evaluation: dict, metric: str) -> dict[str, float | None]:
+        return {case["case_id"]: case["values"][metric] for case in evaluation["cases"]}
+
+    for number, (label, (facts, evaluation)) in enumerate(rows.items()):
+        cells = [f"{facts['steps']}", f"{facts['seconds'] / 60:.1f}"]
+        for metric, (_, digits) in COLUMNS.items():
+            mean = evaluation["summary"][metric]["mean"]
+            cells.append("not defined" if mean is None else f"{mean:.{digits}f}")
+        for metric in DIFFERENCES:
+            found = compare_systems(numbers(evaluation, metric), numbers(first, metric), patient_of)
+            cells.append("" if number == 0 else difference_in_words(found, COLUMNS[metric][1]))
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    floor = first["noise_floor"]
+    cells = ["", "", *(f"{floor[m]['mean']:.{digits}f}" for m, (_, digits) in COLUMNS.items())]
+    lines.append(
+        "| noise floor: truth moved by one voxel | " + " | ".join(cells) + " |" * (1 + len(DIFFERENCES))
+    )
+    return "\n".join(lines)
+
+
+def difference_in_words(found: Comparison, digits: int) -> str:
+    """Mean difference, its interval and the p-value of the signed-rank test."""
+    if found.difference is None:
+        return "not defined"
+    words = f"{found.difference:+.{digits}f}"
+    if found.interval is not None:
+        words += f" [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
+    return words if found.p_value is None else f"{words}, p {found.p_value:.2g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="a prepared data set")
+    parser.add_argument("work", type=Path, help="folder for runs, models, predictions and reports")
+    parser.add_argument(
+        "--config", required=True, help="preset or YAML file: sections slices, baseline, vqvae"
+    )
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int, help="optimiser steps of each training")
+    length.add_argument("--minutes", type=float, help="time of each training, validations not counted")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sampling_steps", type=int, nargs="+", help="of the methods that sample")
+    parser.add_argument("--vqvae", type=Path, help="run of `train vqvae`; else one is trained for as long")
+    parser.add_argument("--split", default="test", choices=["validation", "test"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    if arguments.methods[0] != OURS:
+        arguments.methods = [OURS, *(method for method in arguments.methods if method != OURS)]
+
+    # Methods and sampling steps may be added later; what is there already was made by the rest.
+    fixed = {"data", "config", "steps", "minutes", "vqvae", "split", "seed"}
+    request = {name: str(value) for name, value in vars(arguments).items() if name in fixed}
+    record = arguments.work / "request.json"
+    if record.is_file() and read_json(record) != request:
+        sys.exit(
+            f"{arguments.work} was begun with {read_json(record)}, now it is {request}; take another folder."
+        )
+    write_json(record, request)
+
+    rows = Bench(arguments).rows()
+    dataset = PreparedDataset(arguments.data)
+    cases = len(dataset.case_ids(arguments.split))
+    device = next(iter(rows.values()))[0]["device"]
+    print(
+        f"ct2mri {__version__}, torch {torch.__version__}, {date.today()}, trained on {device} "
+        f"({platform.processor() or platform.machine()}), seed {arguments.seed}, "
+        f"{len(dataset.case_ids('train'))} training and {cases} {arguments.split} cases\n"
+    )
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
