@@ -275,8 +275,8 @@ class TranslationPipeline:
         found = [f"Assumed: {assumption}" for assumption in self.plan.assumptions]
         if drawn.spread is not None and not drawn.spread.any():
             found.append(
-                "All samples are alike, since one step gives the network's mean estimate without chance; "
-                "ask for more steps to see a spread."
+                "All samples are alike, since nothing in them was left to chance: one step gives a network's "
+                "mean estimate; a model that takes more steps shows a spread with them."
             )
         return found
 
