@@ -113,7 +113,7 @@ def comparison_of(options: CompareOptions) -> dict[str, Any]:
 def distance_from_best(measure: str, value: float | None) -> float | None:
     """A number of which lower (or higher) is better: of a measure best near a number, how far from it.
 
-    Too smooth and flicker would otherwise cancel in a mean, and a difference say nothing about better or worse.
+    Too smooth and flicker would otherwise cancel in a mean, and a difference would not tell which is better.
     """
     better = describe(measure, False).better
     if value is None or not better.startswith("near "):
@@ -142,8 +142,8 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     for name in names[1:]:
         lines.append(f"{name} less {names[0]}, mean over patients of the paired differences")
         lines.append(
-            f"{'':14}  {names[0][:12]:>12}  {name[:12]:>12}  {'difference':>12}  {f'{LEVEL:.0%} interval':>24}"
-            "   p      verdict"
+            f"{'':14}  {names[0][:12]:>12}  {name[:12]:>12}  {'difference':>12}  "
+            f"{f'{LEVEL:.0%} interval':>24}   p      verdict"
         )
         for measure in (measure for measure in TABLE if measure in comparison["measures"]):
             of = comparison["differences"][name][measure]

@@ -13,7 +13,7 @@ from ct2mri.files import atomic_path
 
 _TITLES = {"By the CT's HU": "Errors by tissue", "By label": "Errors by label"}
 _VERDICTS = {"better": "better", "worse": "worse", "unclear": "no clear difference"}
-_SYMBOLS = {"better": "▲", "worse": "▼", "unclear": "="}
+_SYMBOLS = {"better": "▲", "worse": "▼", "unclear": "~"}
 _OF_CASES = ("mae", "psnr", "ssim", "ms_gmsd")
 
 
@@ -45,10 +45,17 @@ def page(comparison: dict[str, Any]) -> str:
                 "table": _table(comparison, measures, comparison["differences"], with_group=True),
             }
         )
-    parts = [("summary", "Summary"), ("patients", "Patients, one by one"), ("cases", "All cases")]
+    parts: list[tuple[str, str]] = [
+        ("summary", "Summary"),
+        ("patients", "Patients, one by one"),
+        ("cases", "All cases"),
+    ]
     if comparison["centres"]:
         parts.append(("centres", "By centre"))
-    parts += [(section["id"], section["title"]) for section in sections] + [("settings", "Settings")]
+    parts += [
+        *((str(section["id"]), str(section["title"])) for section in sections),
+        ("settings", "Settings"),
+    ]
     settings = comparison["settings"][""]
     return (
         environment()
@@ -126,6 +133,7 @@ def _table(
                 minus(digits(measure, end, in_hu)) for end in of["interval"] or []
             )
             p_value = of["p_value"]
+            told = of["difference"] is not None and describe(measure, in_hu).better != "neither"
             others.append(
                 {
                     "name": name,
@@ -135,7 +143,7 @@ def _table(
                     "note": of["note"],
                     "higher": f"{of['a_higher']} : {of['b_higher']}",
                     "verdict": of["verdict"],
-                    "words": _VERDICTS[of["verdict"]] if describe(measure, in_hu).better != "neither" else "",
+                    "words": _VERDICTS[of["verdict"]] if told else "",
                     "symbol": _SYMBOLS[of["verdict"]],
                 }
             )
