@@ -6,8 +6,8 @@
 
 Each method is trained for the same number of steps, or for the same time: then a few steps of each are timed
 first, and validations do not count. It trains, exports, translates and evaluates with the commands of the
-package, then prints one Markdown table with paired differences from the 2D stage. Stopped at any point, the
-same command goes on where it was.
+package, prints one Markdown table with paired differences from the 2D stage, and has `ct2mri compare` write
+WORK/comparison/comparison.html. Stopped at any point, the same command goes on where it was.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SAMPLED = (OURS, "latent-diffusion", "bridge")
 METHODS = (OURS, *FREE, "regression", "pix2pix", "latent-diffusion", "bridge")
 COLUMNS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4), "ms_gmsd": ("MS-GMSD", 4)}
 DIFFERENCES = ("psnr", "ssim", "ms_gmsd")
-TIMED = (5, 20)
+TIMED = (10, 40)
 """Steps of the two runs whose difference in time is that of a step."""
 
 
@@ -88,8 +88,8 @@ class Bench:
             ct2mri(*self.train_words(method), "--output_dir", run, "--max_steps", steps)
         return run
 
-    def measure(self, method: str, run: Path, sampling_steps: int | None) -> dict:
-        """Export, translate and evaluate a method; what `evaluate` writes."""
+    def measure(self, method: str, run: Path, sampling_steps: int | None) -> Path:
+        """Export, translate and evaluate a method; the folder that `evaluate` wrote."""
         folder = self.work / method
         label = "own" if sampling_steps is None else str(sampling_steps)
         report = folder / f"report-{label}"
@@ -102,10 +102,10 @@ class Bench:
             seeded = ["--seed", self.arguments.seed, "--device", self.arguments.device]
             ct2mri("translate", *held_out, "--model", model, "-o", predictions, *seeded, *steps)
             ct2mri("evaluate", predictions, *held_out, "-o", report)
-        return read_json(report / "evaluation.json")
+        return report
 
-    def rows(self) -> dict[str, tuple[dict, dict]]:
-        """Label → what its run and its evaluation tell; the 2D stage first."""
+    def rows(self) -> dict[str, tuple[dict, Path]]:
+        """Label → what its run tells, and its report; the 2D stage first."""
         arguments, rows = self.arguments, {}
         if "latent-diffusion" in arguments.methods and arguments.vqvae is None:
             self.train("vqvae")
@@ -113,25 +113,27 @@ class Bench:
             run = self.train(method)
             facts = read_json(run / "run.json")
             for steps in (arguments.sampling_steps or [None]) if method in SAMPLED else [None]:
-                own = facts["options"].get("num_inference_steps", 1) if method in SAMPLED else 1
-                plural = "step" if (steps or own) == 1 else "steps"
-                rows[f"{method}, {steps or own} {plural}"] = (facts, self.measure(method, run, steps))
+                taken = steps or facts["options"].get("num_inference_steps")
+                label = f"{method}, {taken} step{'s' * (taken != 1)}" if method in SAMPLED else method
+                rows[label] = (facts, self.measure(method, run, steps))
         return rows
 
 
-def table(rows: dict[str, tuple[dict, dict]]) -> str:
+def table(rows: dict[str, tuple[dict, Path]]) -> str:
     """The methods' means over patients, and their paired differences from the first row."""
     heads = [head for head, _ in COLUMNS.values()]
     heads += [f"{COLUMNS[metric][0]} − that of the first" for metric in DIFFERENCES]
     lines = ["| | trained steps | trained min | " + " | ".join(heads) + " |"]
     lines.append("|---" * (3 + len(heads)) + "|")
-    (_, first), *_ = rows.values()
+    evaluations = {label: read_json(report / "evaluation.json") for label, (_, report) in rows.items()}
+    first, *_ = evaluations.values()
     patient_of = {case["case_id"]: case["patient_id"] for case in first["cases"]}
 
     def numbers(evaluation: dict, metric: str) -> dict[str, float | None]:
         return {case["case_id"]: case["values"][metric] for case in evaluation["cases"]}
 
-    for number, (label, (facts, evaluation)) in enumerate(rows.items()):
+    for number, (label, (facts, _)) in enumerate(rows.items()):
+        evaluation = evaluations[label]
         cells = [f"{facts['steps']}", f"{facts['seconds'] / 60:.1f}"]
         for metric, (_, digits) in COLUMNS.items():
             mean = evaluation["summary"][metric]["mean"]
@@ -198,6 +200,9 @@ def main() -> None:
         f"{len(dataset.case_ids('train'))} training and {cases} {arguments.split} cases\n"
     )
     print(table(rows))
+    if len(rows) > 1:
+        reports = [report for _, report in rows.values()]
+        ct2mri("compare", *reports, "--names", *rows, "-o", arguments.work / "comparison")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from test_resume import Stopped, same, stop_at
 from torch.utils.data import default_collate
 from training_tiny import Tiny
 
+from ct2mri import load_volume
 from ct2mri.bridge import BridgeSettings
 from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedDataset
@@ -75,17 +76,15 @@ def test_from_training_to_a_volume(kind, tiny: Tiny, vqvae_run, tmp_path: Path):
     )
     dataset = PreparedDataset(tiny.data)
     (name,) = dataset.case_ids("validation")
-    from ct2mri import load_volume
-
     volume = load_volume(tmp_path / "mr" / f"{name}.nii.gz")
     assert isinstance(volume, Volume)
     assert volume.spatial_shape == dataset.case(name).spatial_shape
     assert np.isfinite(volume.array).all()
     assert volume.array[np.array(dataset.case(name).mask)].std() > 0
-    again = pipeline.sample(dataset.case(name).source, mask=dataset.case(name).mask)
-    assert np.array_equal(
-        again.mean, pipeline.sample(dataset.case(name).source, mask=dataset.case(name).mask).mean
-    )
+    case = dataset.case(name)
+    drawn = [pipeline.sample(case.source, mask=case.mask, seed=seed).mean for seed in (0, 0, 1)]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[0], drawn[2]) == (kind not in ("bridge", "latent-diffusion"))
 
 
 def test_a_baseline_is_exported_alone(tiny: Tiny, tmp_path: Path):
@@ -153,11 +152,12 @@ def test_a_process_of_one_timestep(tiny: Tiny, tmp_path: Path):
 def test_training_improves_l1_on_unseen_patients(kind, tiny: Tiny, tmp_path: Path):
     run = tmp_path / "run"
     train_baseline(
-        options_of(tiny, run, kind, run, max_steps=60, validate_every=20, learning_rate=5e-3, ema_decay=0.8)
+        options_of(tiny, run, kind, run, max_steps=40, validate_every=10, learning_rate=5e-3, ema_decay=0.8)
     )
     with (run / "validation.csv").open() as file:
         errors = [float(row["l1"]) for row in csv.DictReader(file)]
-    assert min(errors[1:]) < 0.7 * errors[0] or min(errors) < 0.05
+    assert len(errors) == 4
+    assert min(errors[1:]) < 0.6 * errors[0]
     facts = json.loads((run / "run.json").read_text())
     assert facts["best"]["score"] == pytest.approx(min(errors))
 
