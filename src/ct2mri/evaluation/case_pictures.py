@@ -125,7 +125,13 @@ def _panels(pair: Pair, spread: NDArray[np.float32] | None, body: NDArray[np.boo
     panels += [
         Panel("Prediction", words, prediction, window),
         Panel("Truth", words, target, window),
-        Panel("Signed error", "prediction − truth", error, (-reach, reach), ERROR_COLOURS),
+        Panel(
+            "Signed error",
+            "prediction − truth, " + ("HU" if pair.in_hu else "data range 1"),
+            error,
+            (-reach, reach),
+            ERROR_COLOURS,
+        ),
     ]
     if pair.ct is not None:
         ct = _canonical(pair.ct, pair)
