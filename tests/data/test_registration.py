@@ -103,6 +103,13 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert first.quality == again.quality
 
 
+def test_a_pair_that_lies_well_stays_and_is_not_doubted() -> None:
+    phantom = draw_phantom("head", 11, spacing=4.0)
+    registration = register_rigid(phantom.ct, phantom.mr, seed=0)
+    assert distances(registration.matrix, surface(phantom.ct)).max() < 1.0
+    assert registration.quality.warnings == []
+
+
 def test_another_frame_of_reference() -> None:
     """Headers half a metre apart: centres and upper ends of the bodies are starts as well."""
     phantom = draw_phantom("pelvis", 2, 8.0)

@@ -29,6 +29,9 @@ _AGREEMENT_MM = 2.0
 _EDGES_MM = 3.0
 _LEAST_OVERLAP = 0.3
 _LARGEST_TURN_DEG = 30.0
+_MUTUAL_INFORMATION_KEPT = (
+    0.95  # any move of a pair that came on one grid blurs it and costs a few hundredths
+)
 _MIRROR_GAIN = 1.02  # of the score; a patient's two halves are alike, but not to the last hundredth
 
 
@@ -203,7 +206,7 @@ def _doubts(quality: RegistrationQuality, overlap: float, fits_mirrored: bool) -
             f"After registration the outlines of the body lie {edges:.1f} mm apart (doubtful above "
             f"{_EDGES_MM:g} mm); {look}."
         )
-    if after < before:
+    if after < _MUTUAL_INFORMATION_KEPT * before:
         doubts.append(
             f"Registration lowered the mutual information from {before:.3f} to {after:.3f}; the pair as it "
             f"came may lie better, so {look}."
