@@ -112,11 +112,16 @@ def test_pipelines_of_them_come_back_from_disk(stage, tmp_path):
 def test_a_kind_that_is_not_known_is_named(tmp_path):
     pipeline = TranslationPipeline(tiny.plan(), [lookup()], {"name": "free"})
     pipeline.save_pretrained(tmp_path / "model")
-    facts = tmp_path / "model" / "lookup" / "stage.json"
-    facts.write_text(facts.read_text().replace('"lookup"', '"oracle"'))
-    with pytest.raises(RequestError, match=r"holds a `oracle` stage, and this program knows slices, latents"):
+    stage, facts = tmp_path / "model" / "lookup" / "stage.json", tmp_path / "model" / "pipeline.json"
+    stage.write_text(stage.read_text().replace('"lookup"', '"oracle"'))
+    with pytest.raises(RequestError, match=r"is a `oracle` stage, and this program knows slices, latents"):
+        load_stage(stage.parent)
+    with pytest.raises(RequestError, match=r"holds a `oracle` stage; a `lookup` stage was asked for"):
         TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
-    facts = tmp_path / "model" / "pipeline.json"
-    facts.write_text(facts.read_text().replace('"lookup"', '"../lookup"'))
+    before = facts.read_text()
+    facts.write_text(before.replace('"lookup"', '"oracle"'))
+    with pytest.raises(RequestError, match=r"is a `oracle` stage, and this program knows slices, latents"):
+        TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
+    facts.write_text(before.replace('"lookup"', '"../lookup"'))
     with pytest.raises(RequestError, match=r"pipeline.json is damaged"):
         TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")

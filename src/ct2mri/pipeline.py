@@ -224,25 +224,24 @@ class TranslationPipeline:
         self,
         source: NDArray[np.float32],
         *,
-        mask: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | None = None,
         num_inference_steps: int | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
         samples: int = 1,
         on_step: OnStep | None = None,
     ) -> Samples:
-        """Run the stages on prepared source windows, (C, i, j, k) in [−1, 1], and the body, (i, j, k).
+        """Run the stages on prepared source windows, (C, i, j, k) in [−1, 1].
 
-        The rest as in `translate`.
+        `mask` is the body, (i, j, k), for stages that ask where it lies; the rest as in `translate`.
         """
         means: list[NDArray[np.float64]] = [np.zeros(source.shape[1:]) for _ in self.stages]
         squares = np.zeros(source.shape[1:])
         for number in range(samples):
             noise = SeededNoise(seed + number)
-            condition: Condition = {
-                "source": torch.from_numpy(np.array(source, dtype=np.float32)),
-                "body": torch.from_numpy(np.array(mask, dtype=np.float32))[None],
-            }
+            condition: Condition = {"source": torch.from_numpy(np.array(source, dtype=np.float32))}
+            if mask is not None:
+                condition = {**condition, "body": torch.from_numpy(np.array(mask, dtype=np.float32))[None]}
             for order, stage in enumerate(self.stages):
                 last = order == len(self.stages) - 1
                 drawn = stage.sample(
@@ -298,7 +297,7 @@ class TranslationPipeline:
         folder = resolve_pretrained(name_or_folder)
         facts = _read_facts(folder)
         plan = Plan.read(folder / "plan.json")
-        stages = [load_stage(folder / kind, chosen) for kind in facts["stages"]]
+        stages = [load_stage(folder / kind, chosen, kind=kind) for kind in facts["stages"]]
         return cls(plan, stages, {**facts["card"], "name": facts["name"]})
 
     def save_pretrained(self, folder: str | Path) -> None:

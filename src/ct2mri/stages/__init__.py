@@ -24,16 +24,16 @@ STAGES: dict[str, type[Stage]] = {
 """The class of each kind of stage."""
 
 
-def load_stage(folder: str | Path, device: torch.device | str = "cpu") -> Stage:
-    """Read a stage of whatever kind.
+def load_stage(folder: str | Path, device: torch.device | str = "cpu", *, kind: str | None = None) -> Stage:
+    """Read a stage of a kind, by default of whatever kind the folder says.
 
     Raises:
-        RequestError: a part is missing or damaged, or the kind is not known.
+        RequestError: a part is missing or damaged, the folder holds another kind, or it is not known.
     """
-    kind = stage_kind(folder)
+    kind = stage_kind(folder) if kind is None else kind
     if kind not in STAGES:
         raise RequestError(
-            f"{folder} holds a `{kind}` stage, and this program knows {', '.join(STAGES)}; "
+            f"{folder} is a `{kind}` stage, and this program knows {', '.join(STAGES)}; "
             "give a folder that holds one of these, or update ct2mri."
         )
     return STAGES[kind].load_stage(folder, device)
