@@ -94,6 +94,22 @@ def test_residual_decoding_adds_what_refining_changed():
     )
 
 
+def test_the_residual_gain_is_the_share_that_is_added(tmp_path):
+    condition = {"draft": volume(2) / 4, "source": volume(3)}
+    results = {}
+    for gain in (0.0, 0.4, 1.0):
+        stage = tiny.latents_stage(num_inference_steps=3, decoding="residual", residual_gain=gain)
+        stage.save_stage(tmp_path / str(gain) / "latents")
+        save_vqvae(stage.vqvae, tmp_path / str(gain) / "vqvae")
+        stage = LatentsStage.load_stage(tmp_path / str(gain) / "latents")
+        results[gain] = stage.sample(condition, SeededNoise(0))
+    torch.testing.assert_close(results[0.0], condition["draft"])
+    change = results[1.0] - results[0.0]
+    torch.testing.assert_close(results[0.4], condition["draft"] + 0.4 * change, atol=1e-5, rtol=0)
+    with pytest.raises(RequestError, match=r"residual_gain of a latents stage is 0 to 1, got 1\.5"):
+        tiny.latents_stage(decoding="residual", residual_gain=1.5)
+
+
 def test_residual_decoding_needs_a_draft():
     with pytest.raises(RequestError, match="Residual decoding adds to the draft"):
         tiny.latents_stage(condition=["source"], decoding="residual")

@@ -15,6 +15,7 @@ from ct2mri.errors import RequestError
 from ct2mri.stages import LatentsStage, load_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.fit import train_latents
+from ct2mri.training.latents import fitted_gain
 
 
 def encode(tiny: Tiny, vqvae_run: Path, run: Path, **given: object) -> tuple[Latents, PreparedDataset]:
@@ -40,11 +41,39 @@ def test_a_run_leaves_what_the_next_steps_need(tiny: Tiny, vqvae_run: Path, tmp_
     refined = stage.sample(volumes, SeededNoise(0))
     assert refined.shape == (1, *case.spatial_shape) and refined.isfinite().all()
     with (run / "validation.csv").open(newline="") as file:
-        assert set(next(csv.DictReader(file))) == {"step", "loss", "l1", "psnr", "draft_l1"}
+        assert set(next(csv.DictReader(file))) == {
+            *("step", "loss", "residual_gain", "l1", "psnr", "draft_l1")
+        }
     assert {path.name for path in (run / "pictures").glob("*6-*")} == {
         "step-0000006-axial.png",
         "step-0000006-coronal.png",
     }
+
+
+def test_the_residual_gain_leaves_the_least_error(tiny: Tiny) -> None:
+    dataset = PreparedDataset(tiny.data)
+    cases = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
+    generator = np.random.default_rng(0)
+
+    def error(gain: float, changes: list[np.ndarray]) -> float:
+        return sum(
+            float(
+                np.square(
+                    (case.target.clip(-1, 1) - case.draft - gain * change)[case.mask & case.valid]
+                ).sum()
+            )
+            for case, change in zip(cases, changes, strict=True)
+        )
+
+    changes = []
+    for case in cases:
+        wanted = case.target.clip(-1, 1) - case.draft
+        changes.append((wanted + generator.normal(size=wanted.shape)).astype(np.float32))
+    gain = fitted_gain(cases, changes)
+    assert 0 < gain < 1
+    assert error(gain, changes) < min(error(gain + 0.01, changes), error(gain - 0.01, changes))
+    assert fitted_gain(cases, [-change for change in changes]) == 0
+    assert fitted_gain(cases, [change * 0 for change in changes]) == 1
 
 
 def test_it_learns_from_crops(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:

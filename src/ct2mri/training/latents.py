@@ -17,7 +17,7 @@ from ct2mri.files import read_json
 from ct2mri.models import ScalableUNet
 from ct2mri.options import TrainLatentsOptions
 from ct2mri.stage_files import weights_hash
-from ct2mri.stages import Condition, LatentsStage, load_vqvae, save_vqvae
+from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.loop import check_options, fit, rank_and_world_size, training_device
 from ct2mri.training.module import (
@@ -68,7 +68,8 @@ class LatentsValidation:
 
     The best weights are those whose volumes, sampled as they will be in use and decoded, have the lowest mean
     absolute error (`l1`) in the body; `loss` is the training loss at two fixed timesteps, `draft_l1` the
-    error of what is refined.
+    error of what is refined. Where decoding is residual, each validation first fits the `residual_gain` whose
+    volumes have the least squared error in the body, and goes on with it.
 
     Args:
         cases: validation cases.
@@ -91,35 +92,27 @@ class LatentsValidation:
         self.stage_of = stage_of
         self.options = options
         self.names = names
+        self.residual_gain = 1.0
 
     def __call__(self, module: LatentsModule) -> Validation:
         """Sample, decode, compare, and show."""
         found: dict[str, list[float]] = {}
         rows: dict[str, list[list[NDArray[np.float32]]]] = {"axial": [], "coronal": []}
+        decoded: list[NDArray[np.float32]] = []
         for number, case in enumerate(self.cases):
-            target, condition, weight = (part.to(module.device) for part in self.latents.load(case))
-            noise = SeededNoise(number)
-
-            def step_noise(step: int, noise: SeededNoise = noise, like: Tensor = target) -> Tensor:
-                return noise(tuple(like.shape), stage="latents", step=step)
-
-            start = step_noise(-1).to(target)
-            found.setdefault("loss", []).append(self._loss(module, target, condition, weight, start))
-            refined = sample(
-                module.model,
-                condition,
-                start,
-                module.settings,
-                sampler=self.options.sampler,
-                num_inference_steps=self.options.num_inference_steps,
-                step_noise=step_noise,
-            )
-            volumes: Condition = {"source": torch.from_numpy(np.array(case.source))}
-            if case.draft is not None:
-                volumes = {**volumes, "draft": torch.from_numpy(np.array(case.draft))[None]}
-            with torch.autocast(module.device.type, enabled=False):
-                decoded = self.stage_of(module).finish(refined[0].float(), condition[0], volumes)
-            images = self._images(case, decoded[0].numpy())
+            loss, volume = self._sample(module, case, SeededNoise(number))
+            found.setdefault("loss", []).append(loss)
+            decoded.append(volume)
+        if self.stage_of(module).decoding == "residual":
+            self.residual_gain = fitted_gain(self.cases, decoded)
+            found["residual_gain"] = [self.residual_gain]
+            decoded = [
+                (case.draft + np.float32(self.residual_gain) * change).clip(-1, 1)
+                for case, change in zip(self.cases, decoded, strict=True)
+                if case.draft is not None
+            ]
+        for number, (case, volume) in enumerate(zip(self.cases, decoded, strict=True)):
+            images = self._images(case, volume)
             inside = np.array(case.mask & case.valid)
             difference = (images["refined"] - images["real"])[inside] / 2  # in units of the target's range
             square = max(float(np.square(difference).mean()), 1e-12)
@@ -141,6 +134,35 @@ class LatentsValidation:
             numbers=numbers,
             pictures={name: strip(columns, shown) for name, shown in rows.items()},
         )
+
+    def _sample(
+        self, module: LatentsModule, case: PreparedCase, noise: SeededNoise
+    ) -> tuple[float, NDArray[np.float32]]:
+        """A case's training loss, and its refined volume; with residual decoding the change alone."""
+        target, condition, weight = (part.to(module.device) for part in self.latents.load(case))
+
+        def step_noise(step: int) -> Tensor:
+            return noise(tuple(target.shape), stage="latents", step=step)
+
+        start = step_noise(-1).to(target)
+        loss = self._loss(module, target, condition, weight, start)
+        refined = sample(
+            module.model,
+            condition,
+            start,
+            module.settings,
+            sampler=self.options.sampler,
+            num_inference_steps=self.options.num_inference_steps,
+            step_noise=step_noise,
+        )[0]
+        stage = self.stage_of(module)
+        with torch.autocast(module.device.type, enabled=False):
+            if stage.decoding == "residual":
+                volume = stage.residual(refined.float(), condition[0], case.spatial_shape)
+            else:
+                volume = stage.decode_standardised(refined.float(), case.spatial_shape).clamp(-1, 1)
+        array: NDArray[np.float32] = volume[0].cpu().numpy()
+        return loss, array
 
     def _loss(
         self, module: LatentsModule, target: Tensor, condition: Tensor, weight: Tensor, noise: Tensor
@@ -164,6 +186,19 @@ class LatentsValidation:
         if case.draft is not None:
             images["draft"] = np.array(case.draft)
         return images | {"refined": refined, "real": np.array(case.target).clip(-1, 1)}
+
+
+def fitted_gain(cases: Sequence[PreparedCase], changes: Sequence[NDArray[np.float32]]) -> float:
+    """The share of the changes to drafts that leaves the least squared error in the body, 0 to 1."""
+    along = square = 0.0
+    for case, change in zip(cases, changes, strict=True):
+        assert case.draft is not None
+        inside = np.array(case.mask & case.valid)
+        wanted = (np.array(case.target).clip(-1, 1) - case.draft)[inside].astype(np.float64)
+        given = change[inside].astype(np.float64)
+        along += float(given @ wanted)
+        square += float(given @ given)
+    return min(max(along / square, 0.0), 1.0) if square > 0 else 1.0
 
 
 def _vqvae_folder(path: Path) -> Path:
@@ -251,7 +286,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
     )
     names = (plan.source_modality.upper(), plan.target_modality.upper())
 
-    def stage_of(module: LatentsModule) -> LatentsStage:
+    def stage_of(module: LatentsModule, residual_gain: float = 1.0) -> LatentsStage:
         assert isinstance(module.model, ScalableUNet)
         return LatentsStage(
             module.model,
@@ -264,6 +299,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
             condition=options.condition,
             draft=draft,
             decoding=options.decoding or ("residual" if "draft" in options.condition else "plain"),
+            residual_gain=residual_gain,
         )
 
     validation = LatentsValidation(validating, latents, stage_of, options, names)
@@ -281,5 +317,5 @@ def train_latents(options: TrainLatentsOptions) -> None:
         make_module,
         items,
         validation,
-        lambda module, folder: stage_of(module).save_stage(folder),
+        lambda module, folder: stage_of(module, validation.residual_gain).save_stage(folder),
     )
