@@ -370,7 +370,7 @@ class EvaluateOptions(MeasureOptions):
         "a folder of label maps found in the predictions: Dice and volumes against --labels", None
     )
     uncertainty: Path | None = argument(
-        "a folder of spreads named by case, as `translate --uncertainty` writes them: do they tell the error?",
+        "a folder of spreads named by case, of `translate --uncertainty`: do they tell the error?",
         None,
     )
 
@@ -380,8 +380,8 @@ class CompareOptions(MeasureOptions):
     """Compare two or more systems on the same cases, patient by patient."""
 
     systems: list[Path] = argument(
-        "reports (folders that `evaluate` wrote), or folders of predictions; the first is what the others are "
-        "compared with",
+        "reports (folders that `evaluate` wrote), or folders of predictions; the others are compared with "
+        "the first",
         positional=True,
     )
     targets: Path | None = argument("of folders of predictions: a folder of volumes named by case", None)

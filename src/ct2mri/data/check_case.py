@@ -272,7 +272,7 @@ def _body_on(volume: Volume, coarse: CoarsePair | None) -> NDArray[np.bool_]:
     """The body on a volume's own grid."""
     if coarse is None:
         return np.zeros(volume.spatial_shape, dtype=bool)
-    body = Volume(coarse.body, coarse.grid.affine)
+    body = Volume(coarse.body.astype(np.float32), coarse.grid.affine)
     return resample(body, volume.grid, interpolation="nearest", fill=0).array > 0.5
 
 
@@ -319,10 +319,10 @@ def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair) -> PairFacts
         seen_share=float(np.mean(coarse.seen[coarse.body])),
         edge_distance_mm=edge_distance_mm(*thin),
         mutual_information=mutual_information(*thin),
-        shift_mm=best and best.shift_mm,
-        direction_mm=best and best.direction_mm,
+        shift_mm=best.shift_mm if best else None,
+        direction_mm=best.direction_mm if best else None,
         shift_gain=gain,
-        information=best and best.information,
+        information=best.information if best else None,
         mirrored_fit=mirror.information / best.information if mirror and best else None,
         turned=turned,
     )

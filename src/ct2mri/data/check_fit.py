@@ -110,9 +110,10 @@ def coarser(pair: CoarsePair) -> CoarsePair:
         ]
     )
     every = tuple(slice(None, None, int(n)) for n in step)
-    arrays = [array[every] for array in (pair.source, pair.target, pair.body, pair.seen)]
-    i, j, k = arrays[0].shape
-    return CoarsePair(*arrays, Grid((i, j, k), pair.grid.affine @ np.diag([*step, 1])))
+    source = pair.source[every]
+    i, j, k = source.shape
+    grid = Grid((i, j, k), pair.grid.affine @ np.diag([*step, 1]))
+    return CoarsePair(source, pair.target[every], pair.body[every], pair.seen[every], grid)
 
 
 def can_be_turned(pair: CoarsePair, axis: int) -> bool:

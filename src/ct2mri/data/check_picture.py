@@ -60,7 +60,8 @@ def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[b
             _flat(resample(volume, grid, fill=window[0]).array, plane)
             for volume, window in zip((source, target), windows, strict=True)
         ]
-        outline = _flat(resample(Volume(coarse.body, coarse.grid.affine), grid, fill=0).array, plane) > 0.5
+        body = Volume(coarse.body.astype(np.float32), coarse.grid.affine)
+        outline = _flat(resample(body, grid, fill=0).array, plane) > 0.5
         grey = [
             (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
             for image, (low, high) in zip(shown, windows, strict=True)
@@ -80,7 +81,7 @@ def _window(volume: Volume, in_hu: bool) -> tuple[float, float]:
     if in_hu:
         return _WINDOW
     finite = volume.array[np.isfinite(volume.array)]
-    return float(min(0, np.percentile(finite, 1))), float(np.percentile(finite, 99.5))
+    return min(0.0, float(np.percentile(finite, 1))), float(np.percentile(finite, 99.5))
 
 
 def _bright(volume: Volume) -> float:
@@ -105,7 +106,8 @@ def _plane_grid(grid: Grid, box: Box, plane: Orientation, index: int, pixel_mm: 
 
 def _flat(array: NDArray[np.float32], plane: Orientation) -> NDArray[np.float32]:
     """The one slice of an array (i, j, k) in radiological display: (rows from the top, columns)."""
-    return np.take(array, 0, axis=SLICE_AXIS[plane])[::-1, ::-1].T
+    shown: NDArray[np.float32] = np.take(array, 0, axis=SLICE_AXIS[plane])[::-1, ::-1].T
+    return shown
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -35,7 +35,7 @@ class DataReport:
 
     def counts(self) -> dict[str, int]:
         """Cases by their worst finding; "fine" are those with none."""
-        worst = Counter(case.worst or "fine" for case in self.cases)
+        worst = Counter[str](case.worst or "fine" for case in self.cases)
         return {name: worst[name] for name in (*SEVERITIES, "fine")}
 
     @property
