@@ -60,8 +60,8 @@ def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[b
             _flat(resample(volume, grid, fill=window[0]).array, plane)
             for volume, window in zip((source, target), windows, strict=True)
         ]
-        body = Volume(coarse.body.astype(np.float32), coarse.grid.affine)
-        outline = _flat(resample(body, grid, fill=0).array, plane) > 0.5
+        outlined = Volume(coarse.body.astype(np.float32), coarse.grid.affine)
+        outline = _flat(resample(outlined, grid, fill=0).array, plane) > 0.5
         grey = [
             (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
             for image, (low, high) in zip(shown, windows, strict=True)
