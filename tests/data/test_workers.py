@@ -54,7 +54,8 @@ def test_every_case_is_worked_on_in_few_processes_of_one_thread(tmp_path):
     names = [f"c{n}" for n in range(9)]
     assert done(tmp_path, names, 2) == {name: (name, "1", "1") for name in names}
     pids = {(tmp_path / name).read_text() for name in names}
-    assert len(pids) == 2 and str(os.getpid()) not in pids
+    # One worker may do all before the other has started.
+    assert 1 <= len(pids) <= 2 and str(os.getpid()) not in pids
     assert all(gone(int(pid)) for pid in pids)
     assert done(tmp_path, [], 2) == {}
 
