@@ -73,7 +73,7 @@ def test_slices_go_on_bit_for_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, how: signal.Signals) -> None:
-    options = tiny.slices(tmp_path / "cut", max_steps=400, validate_every=5, orientations=["axial"])
+    options = tiny.slices(tmp_path / "cut", max_steps=4000, validate_every=5, orientations=["axial"])
     plain = {
         name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()
     }
@@ -91,10 +91,10 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, how: s
     process.send_signal(how)
     assert process.wait(60) == (-signal.SIGKILL if how == signal.SIGKILL else 128 + signal.SIGTERM)
     steps = len(table.read_text().splitlines())
-    assert 13 < steps < 400, "else it was killed too early or too late to show anything"
+    assert 13 < steps < 4000, "else it was killed too early or too late to show anything"
 
-    # Both are stopped soon after, since nothing is learnt from all of the 400 steps.
-    given = {"max_steps": 400, "validate_every": 5, "orientations": ["axial"]}
+    # Both are stopped soon after, since nothing is learnt from all of the steps.
+    given = {"max_steps": 4000, "validate_every": 5, "orientations": ["axial"]}
     last = 5 * (steps // 5) + 10
     for run in ("cut", "whole"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
