@@ -53,7 +53,7 @@ def main() -> None:
     ct2mri("train", "latents", *trained, runs / "latents", "--vqvae", runs / "vqvae")
     stages = ["--slices", runs / "slices", "--vqvae", runs / "vqvae", "--latents", runs / "latents"]
     ct2mri(
-        *("export", *stages, "-o", model, "--name", "starter (phantom heads)"),
+        *("export", *stages, "-o", model, "--half", "--name", "starter (phantom heads)"),
         *("--description", DESCRIPTION.format(last=arguments.cases - 1)),
     )
     if arguments.install:
