@@ -10,8 +10,9 @@ from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.evaluate import evaluate
+from ct2mri.evaluation.matching import case_and_role, find_cases
 from ct2mri.evaluation.metrics import METRICS
-from ct2mri.evaluation.pairing import case_and_role, find_cases, fit_scale
+from ct2mri.evaluation.pairing import fit_scale
 from ct2mri.options import EvaluateOptions
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])

@@ -29,9 +29,10 @@ _AGREEMENT_MM = 2.0
 _EDGES_MM = 3.0
 _LEAST_OVERLAP = 0.3
 _LARGEST_TURN_DEG = 30.0
-_MUTUAL_INFORMATION_KEPT = (
-    0.95  # any move of a pair that came on one grid blurs it and costs a few hundredths
-)
+# Any move of a pair that came on one grid blurs it and costs a little of its mutual information: down to this
+# share, a loss is no reason to doubt where the move was hardly one.
+_MUTUAL_INFORMATION_KEPT = 0.95
+_HARDLY_MM, _HARDLY_DEG = 2.0, 1.0
 _MIRROR_GAIN = 1.02  # of the score; a patient's two halves are alike, but not to the last hundredth
 
 
@@ -206,7 +207,8 @@ def _doubts(quality: RegistrationQuality, overlap: float, fits_mirrored: bool) -
             f"After registration the outlines of the body lie {edges:.1f} mm apart (doubtful above "
             f"{_EDGES_MM:g} mm); {look}."
         )
-    if after < _MUTUAL_INFORMATION_KEPT * before:
+    stayed = quality.translation_mm < _HARDLY_MM and turn < _HARDLY_DEG
+    if after < (_MUTUAL_INFORMATION_KEPT if stayed else 1.0) * before:
         doubts.append(
             f"Registration lowered the mutual information from {before:.3f} to {after:.3f}; the pair as it "
             f"came may lie better, so {look}."

@@ -14,16 +14,9 @@ from ct2mri.errors import RequestError
 from ct2mri.evaluation import statistics
 from ct2mri.evaluation.case_pictures import CasePictures, case_columns, worst_median_best
 from ct2mri.evaluation.catalogue import describe
+from ct2mri.evaluation.matching import Matches, counterparts
 from ct2mri.evaluation.measure import FLOOR, Labels, measure
-from ct2mri.evaluation.pairing import (
-    Matches,
-    Pair,
-    counterparts,
-    labels_of,
-    pairs_of_dataset,
-    pairs_of_files,
-    spread_of,
-)
+from ct2mri.evaluation.pairing import Pair, labels_of, pairs_of_dataset, pairs_of_files, spread_of
 from ct2mri.evaluation.report import write_page
 from ct2mri.evaluation.tables import format_report
 from ct2mri.evaluation.uncertainty import calibrate

@@ -1,7 +1,6 @@
-"""Which prediction belongs to which target, on one grid and in one unit."""
+"""A prediction and its target, on one grid and in one unit."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.geometry import resample
 from ct2mri.data.intensity import unscale_target, unscale_window
-from ct2mri.data.io import find_volumes, is_volume_path, load_volume, volume_stem
+from ct2mri.data.io import is_volume_path, load_volume, volume_stem
 from ct2mri.data.plan import ZSCORE_REACH, Plan
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
+from ct2mri.evaluation.matching import Matches, Role, counterparts, find_cases
 from ct2mri.evaluation.regions import as_labels
 from ct2mri.files import read_json
 
@@ -23,23 +23,6 @@ TARGET_PERCENTILE = 99.5
 AIR_HU = -1024.0
 HU_RANGE = 4095.0
 """Range of a stored CT, −1024 to 3071 HU: the peak of PSNR where no plan says another."""
-
-# Words that say what an image is, not whose: they are no part of a case identifier.
-_MR_WORDS = {"mr", "mri", "smr"}
-_CT_WORDS = {"ct", "cbct", "sct"}
-_SPREAD_WORDS = {"uncertainty", "spread"}
-_OTHER_WORDS = {"draft"}
-_FILLERS = {"synthetic", "prediction", "predicted"}
-
-Role = Literal["image", "ct", "mask", "source", "labels", "spread"]
-_ROLE_WORDS: dict[Role, set[str]] = {
-    "image": _MR_WORDS | {"target"},
-    "ct": _CT_WORDS | {"target"},
-    "source": _CT_WORDS | {"source"},
-    "mask": {"mask", "body"},
-    "labels": {"labels", "label", "seg", "segmentation"},
-    "spread": _SPREAD_WORDS,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,36 +73,6 @@ class Pair:
     def zero(self) -> float:
         """The value that stands for nothing: air in HU, else 0."""
         return AIR_HU if self.in_hu else 0.0
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Which prediction belongs to which target.
-
-    Attributes:
-        case_ids: in both, sorted.
-        without_prediction: targets that nothing was predicted for.
-        without_target: predictions that have no target.
-    """
-
-    case_ids: list[str]
-    without_prediction: list[str]
-    without_target: list[str]
-
-    @classmethod
-    def of(cls, predictions: Sequence[str], targets: Sequence[str]) -> "Matches":
-        """Match by case identifier.
-
-        Raises:
-            RequestError: nothing matches.
-        """
-        predicted, wanted = set(predictions), set(targets)
-        if not predicted & wanted:
-            raise RequestError(
-                f"No prediction matches a target: predictions are named {_some(predicted)}, targets "
-                f"{_some(wanted)}; files match by name, without words such as mr_ or _mask."
-            )
-        return cls(sorted(predicted & wanted), sorted(wanted - predicted), sorted(predicted - wanted))
 
 
 def pairs_of_files(
@@ -273,69 +226,6 @@ def _in_own_range(plan: Plan) -> str:
     )
 
 
-def case_and_role(path: Path) -> tuple[str, set[str]]:
-    """The case identifier in a file's name, and the words in it that say what the image is.
-
-    Such words are dropped at the start and the end (`mr_001`, `001_synthetic_mr` → `001`); a file that is
-    called by such a word alone is named by its folder (`001/mr.nii.gz` → `001`).
-    """
-    known = set().union(*_ROLE_WORDS.values()) | _OTHER_WORDS | _FILLERS
-    words, roles = re.split(r"([-_.])", volume_stem(path)), set()
-    while words and words[-1].lower() in known:
-        roles.add(words[-1].lower())
-        words = words[:-2]
-    while words and words[0].lower() in known:
-        roles.add(words[0].lower())
-        words = words[2:]
-    return "".join(words) or path.parent.name, roles
-
-
-def find_cases(path: Path, role: Role) -> dict[str, Path]:
-    """Volumes by case identifier: those in a folder, and `CASE/mr.*` (or `CASE/mask.*`) in its subfolders.
-
-    Raises:
-        RequestError: nothing is there, or two files have the same case identifier.
-    """
-    wanted = _ROLE_WORDS[role]
-    unwanted = set().union(*_ROLE_WORDS.values(), _OTHER_WORDS) - wanted
-    found: dict[str, Path] = {}
-    if not path.exists():
-        raise RequestError(f"There is no file or folder {path}; give a volume or a folder of volumes.")
-    if is_volume_path(path):
-        return {case_and_role(path)[0]: path}
-    if not path.is_dir():
-        raise RequestError(f"{path} is neither a volume nor a folder of volumes.")
-    candidates: list[tuple[str, Path]] = []
-    nested, others = set(), set()
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
-        inside = [file for file in find_volumes(folder) if volume_stem(file).lower() in wanted]
-        candidates += [(folder.name, file) for file in inside]
-        nested |= {folder} if inside else set()
-    for file in find_volumes(path):
-        case_id, roles = case_and_role(file)
-        if file in nested:
-            continue
-        if roles & unwanted:
-            others |= roles & unwanted
-        else:
-            candidates.append((case_id, file))
-    for case_id, file in candidates:
-        if case_id in found:
-            raise RequestError(
-                f"{found[case_id].name} and {file.name} in {path} both belong to case {case_id}; "
-                "leave one file for each case."
-            )
-        found[case_id] = file
-    if not found:
-        what = "CT volume" if role == "ct" else "volume"
-        called = f" but those called {', '.join(sorted(others))}" if others else ""
-        raise RequestError(
-            f"{path} holds no {what}{called}; give a volume or a folder of volumes, with "
-            f"{' or '.join(sorted(wanted))} in their names or nothing of the kind."
-        )
-    return found
-
-
 def fit_scale(
     prediction: NDArray[np.float32], target: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> dict[str, float]:
@@ -393,22 +283,6 @@ def looks_like_hu(array: NDArray[np.float32]) -> bool:
     return bool(array.min() < -200)
 
 
-def counterparts(path: Path | None, role: Role, case_ids: list[str]) -> dict[str, Path]:
-    """A file of each case; a single file belongs to a single case whatever its name.
-
-    Raises:
-        RequestError: a case has none.
-    """
-    if path is None:
-        return {}
-    found = find_cases(path, role)
-    if is_volume_path(path) and len(case_ids) == 1:
-        return dict(zip(case_ids, found.values(), strict=True))
-    if lacking := [case_id for case_id in case_ids if case_id not in found]:
-        raise RequestError(f"{path} holds no {role} for {', '.join(lacking)}; add one for every case.")
-    return found
-
-
 def _on_grid_of(
     target: Volume, prediction: Volume, case_id: str, resampled: bool, name: str = "prediction"
 ) -> tuple[Volume, NDArray[np.bool_], list[str]]:
@@ -439,10 +313,6 @@ def _ct_of(
     if plan.target_units == "HU":
         return target
     return None if plan.source_units == "relative" else source
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _require_same_grid(case_id: str, what: str, grid: Grid, other: str, wanted: Grid) -> None:
