@@ -3,6 +3,7 @@ import pickle
 import shutil
 
 import numpy as np
+import openpyxl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -228,19 +229,58 @@ def write_synthrad(root, patients, suffix, kinds=("ct", "mr", "mask")):
             write(root / patient / f"{kind}{suffix}", number)
 
 
+def write_table(path, sheets):
+    """A table of acquisitions as the data sets have them: sheet → rows of column → text."""
+    workbook = openpyxl.Workbook()
+    workbook.remove(workbook.active)
+    for title, rows in sheets.items():
+        sheet = workbook.create_sheet(title)
+        sheet.append(list(rows[0]))
+        for row in rows:
+            sheet.append(list(row.values()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workbook.save(path)
+
+
+def mr_row(patient, description, scanning, repetition, echo, maker="Philips"):
+    return {
+        "ID": patient,
+        "Set": "train",
+        "PatientAge": "empty",
+        "Modality": "MR",
+        "SeriesDescription": description,
+        "ScanningSequence": scanning,
+        "FlipAngle": "20",
+        "InversionTime": "-",
+        "EchoTime": echo,
+        "RepetitionTime": repetition,
+        "Manufacturer": maker,
+    }
+
+
 def test_synthrad2023_as_downloaded(tmp_path):
     brain = tmp_path / "Task1" / "brain"
     write_synthrad(brain, ("1BA001", "1BB002", "1BC003"), ".nii.gz")
     (brain / "overview").mkdir()
     (brain / "overview" / "1BA001_train.png").write_bytes(b"")
-    (brain / "overview" / "1_brain_train.xlsx").write_bytes(b"")
+    # The brains of centres B and C were given a contrast agent: as a target they are not mixed unasked.
+    with pytest.raises(
+        RequestError, match=r"agent in 2 cases, T1w in 1 cases.*--target_series and the begin"
+    ):
+        find(brain)
     for raw in (tmp_path, tmp_path / "Task1", brain):
-        found = find(raw)
+        found = find(raw, target_series="1B")
         assert (found.layout, ids(found)) == ("synthrad2023", ["1BA001", "1BB002", "1BC003"])
-        assert (found.left_out, found.notes) == ({}, [])
+        assert found.left_out == {} and "T1w with contrast agent in 2 cases" in found.notes[0]
     assert [case.centre for case in found.cases] == ["A", "B", "C"]
     assert found.cases[0].facts == {"anatomy": "brain", "target_contrast": "T1w"}
+    assert found.cases[1].load_target().metadata["contrast_agent"] is True
     assert all(case.mask for case in found.cases)
+    assert ids(find(brain, target="t1")) == ["1BA001"] and ids(find(brain, target="t1c")) == [
+        "1BB002",
+        "1BC003",
+    ]
+    assert find(brain, target="t1").left_out["1BC003"] == "its MR is T1w with contrast agent, not T1w"
     write_synthrad(tmp_path / "Task1" / "pelvis", ("1PA001", "1PC002"), ".nii.gz")
     pelvis = find(tmp_path / "Task1" / "pelvis")
     assert [case.facts for case in pelvis.cases] == [{"anatomy": "pelvis"}] * 2
@@ -250,11 +290,50 @@ def test_synthrad2023_as_downloaded(tmp_path):
     # The validation set comes without CT; a copy of a patient is no second patient.
     (brain / "1BA001" / "ct.nii.gz").unlink()
     shutil.copytree(brain / "1BB002", tmp_path / "Task1" / "copy" / "1BB002")
-    found = find(tmp_path / "Task1")
+    found = find(tmp_path / "Task1", target_series="1")
     assert ids(found) == ["1BC003", "1PA001", "1PC002"]
     assert "no ct.*" in found.left_out["1BA001"]
     assert "2 patients go by the identifier 1BB002" in found.left_out["1BB002"]
     assert "brain" in found.left_out["1BB002"] and "copy" in found.left_out["1BB002"]
+
+
+def test_synthrad_tables_tell_contrast_and_scanner(tmp_path):
+    pelvis = tmp_path / "Task1" / "pelvis"
+    write_synthrad(pelvis, ("1PA001", "1PA004", "1PC002", "1PC003"), ".nii.gz")
+    write_table(
+        pelvis / "overview" / "1_pelvis_train.xlsx",
+        {
+            "CT": [
+                {"ID": "1PA001", "KVP": "120.0", "SliceThickness": "3.0", "Manufacturer": "empty"},
+                {"ID": "1PC002", "KVP": 100, "SliceThickness": "?", "Manufacturer": "SIEMENS"},
+            ],
+            "MR": [
+                mr_row("1PA001", "T1_3D_FFE", "GR", "4.6", "2.3"),
+                mr_row("1PA004", "empty", "['GR', 'RM']", "4.6", 2.3),
+                mr_row("1PC002", "T2W_TSE", "['SE']", "6000", "100"),
+                mr_row("1PC003", "empty", "SE", "6000", "100"),  # no name: told by its times
+            ],
+        },
+    )
+    with pytest.raises(RequestError, match=r"T1w in 2 cases, T2w in 2 cases"):
+        find(pelvis)
+    found = find(pelvis, target="t2")
+    assert ids(found) == ["1PC002", "1PC003"] and found.notes == []
+    assert found.left_out["1PA001"] == "its MR is T1w, not T2w"
+    source, target, _ = found.cases[0].load()
+    assert {key: source.metadata.get(key) for key in ("kvp", "manufacturer", "slice_thickness")} == {
+        "kvp": 100.0,
+        "manufacturer": "SIEMENS",
+        "slice_thickness": None,
+    }
+    assert target.metadata["mr_contrast"] == "T2w" and target.metadata["manufacturer"] == "Philips"
+    turned = find(pelvis, source="mr", target="ct")
+    assert [case.facts["source_contrast"] for case in turned.cases] == ["T1w", "T1w", "T2w", "T2w"]
+    # A damaged table costs what it tells, and that is said.
+    (pelvis / "overview" / "1_pelvis_train.xlsx").write_bytes(b"PK no workbook")
+    found = find(pelvis)
+    assert len(found.cases) == 4 and "1_pelvis_train.xlsx cannot be read" in found.notes[0]
+    assert "2 centres (A, C), whose sequences differ" in found.notes[1]
 
 
 def test_synthrad2025_as_downloaded(tmp_path):
@@ -270,9 +349,23 @@ def test_synthrad2025_as_downloaded(tmp_path):
     assert [case.centre for case in found.cases] == ["A", "D"] * 3
     assert [case.facts["anatomy"] for case in found.cases] == ["AB", "AB", "HN", "HN", "TH", "TH"]
     assert {case.source_name for case in found.cases} == {"ct.mha"}
+    with pytest.raises(
+        RequestError, match="1ABA001: no table in its overview folder tells whether its MR is T"
+    ):
+        find(tmp_path, target="t1")
+    write_table(
+        tmp_path / "Task1" / "HN" / "overviews" / "1_HN_train_parameters.xlsx",
+        {"MRI": [mr_row("1HNA001", "t1_mprage", "['GR', 'IR']", "1900", "2.5"), mr_row("1HND002", *"----")]},
+    )
+    assert ids(find(tmp_path, target="t1")) == ["1HNA001"]
     write_synthrad(tmp_path / "Task2" / "HN", ("2HNB001",), ".mha", ("ct", "cbct", "mask"))
+    write_table(
+        tmp_path / "Task2" / "HN" / "overviews" / "2_HN_train_parameters.xlsx",
+        {"CBCT": [{"ID": "2HNB001", "KVP": "100"}], "CT": [{"ID": "2HNB001", "KVP": "120"}]},
+    )
     cone = find(tmp_path / "Task2", source="cbct", target="ct")
     assert cone.cases[0].facts == {"anatomy": "HN", "source_cbct": True} and "CBCT" in cone.notes[0]
+    assert [volume.metadata["kvp"] for volume in cone.cases[0].load()[:2]] == [100, 120]
     with pytest.raises(RequestError, match="2HNB001: it has no mr"):
         find(tmp_path / "Task2")
 

@@ -123,12 +123,12 @@ def _look_at_contrasts(found: RawData, options: RawDataOptions) -> None:
             raise RequestError(
                 f"The target images are of several MR contrasts ({told}), of which a model would learn a "
                 "mixture; take one with --target (t1, t1c, t2, …), or name those that belong together with "
-                "--target_series and a part of all their names."
+                f"--target_series and {found.chosen_by}."
             )
         for case in [case for case in found.cases if case.facts.get("target_contrast") is None]:
             found.left_out[case.case_id] = (
                 f"the MR contrast of {case.target_name} is not told, that of the others is {known[0]}; say "
-                "that it belongs to them with --target_series and a part of all their names"
+                f"that it belongs to them with --target_series and {found.chosen_by}"
             )
             found.cases.remove(case)
 

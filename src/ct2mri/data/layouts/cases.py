@@ -38,10 +38,12 @@ class VolumeFile:
     Attributes:
         path: the file or folder.
         within: the folder that its name is told from; the one it lies in, where None.
+        told: what the data set's tables tell of the scan and the file may not: `kvp`, `mr_contrast`, ….
     """
 
     path: Path
     within: Path | None = None
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -49,10 +51,14 @@ class VolumeFile:
         return self.path.name if self.within is None else self.path.relative_to(self.within).as_posix()
 
     def load(self) -> Volume:
-        """Read it, as `load_volume` does."""
+        """Read it, as `load_volume` does; what its header does not tell, tables may."""
         from ct2mri.data.io import load_volume
 
-        return load_volume(self.path)
+        volume = load_volume(self.path)
+        for key, value in self.told.items():
+            if volume.metadata.get(key) is None:
+                volume.metadata[key] = value
+        return volume
 
     def files(self) -> list[Path]:
         """The file; a MetaImage header with its voxels; all files of a folder."""
@@ -160,6 +166,7 @@ class RawData:
         left_out: what looks like a patient but is no usable pair: name → reason.
         notes: sentences that the user should see before the data are used.
         pictures: whether voxels are grey levels from 0 to 255 instead of a modality's own values.
+        chosen_by: what `--source_series` and `--target_series` take, the end of a sentence.
     """
 
     layout: Layout
@@ -167,6 +174,7 @@ class RawData:
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pictures: bool = False
+    chosen_by: str = "a part of all their names"
 
 
 class Adapter(Protocol):

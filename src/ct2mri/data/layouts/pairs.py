@@ -1,6 +1,7 @@
 """Patient folders, each with its images named by modality."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ class Pairs:
 
 
 def add_pair(
-    found: RawData, folder: Path, options: RawDataOptions, centre: str | None = None, **facts: Any
+    found: RawData,
+    folder: Path,
+    options: RawDataOptions,
+    centre: str | None = None,
+    told: Mapping[str, dict[str, Any]] | None = None,
+    **facts: Any,
 ) -> None:
     """Add the pair of one patient's folder to what was found, or the reason why it is none.
 
@@ -53,9 +59,11 @@ def add_pair(
         folder: the patient's folder, whose name is the patient's.
         options: which modalities are meant.
         centre: the hospital it comes from.
+        told: "source" and "target" → what tables tell of the scan.
         **facts: what the layout knows about it.
     """
     volumes = volumes_of(folder)
+    told = told or {}
     try:
         source = _choose(volumes, options.source, options.source_series, "--source_series")
         target = _choose(volumes, options.target, options.target_series, "--target_series")
@@ -68,8 +76,8 @@ def add_pair(
     case = RawCase(
         folder.name,
         folder.name,
-        VolumeFile(source),
-        VolumeFile(target),
+        VolumeFile(source, told=told.get("source", {})),
+        VolumeFile(target, told=told.get("target", {})),
         None if mask is None else VolumeFile(mask),
         centre=centre,
         facts=facts,

@@ -1,11 +1,15 @@
 """The data sets of the SynthRAD challenges, as unpacked from their archives."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ct2mri.data.layouts.cases import RawData, visible_folders
+from ct2mri.data.layouts.naming import contrast_of, is_mr_word, same_modality, with_agent
 from ct2mri.data.layouts.pairs import add_pair
+from ct2mri.data.layouts.synthrad_tables import read_tables
 from ct2mri.options import Layout, RawDataOptions
 
 
@@ -13,7 +17,9 @@ class SynthRAD2023:
     """Task1/{brain,pelvis}/ID/{ct,mr,mask}.nii.gz (Task2: cbct for mr), from three centres.
 
     An identifier is task, anatomy (B, P), centre (A, B, C) and a number: 1BA001. The folder given may be the
-    one that holds the tasks, a task, or one anatomy; folders named otherwise (overview) are passed over.
+    one that holds the tasks, a task, or one anatomy. How images were acquired is told by tables in the
+    folders named overview; that brain MR is T1-weighted, in centres B and C with contrast agent, by the
+    paper.
     Layout: Thummerer et al., Medical Physics 2023, doi:10.1002/mp.16529.
     """
 
@@ -27,27 +33,15 @@ class SynthRAD2023:
 
     def find(self, raw: Path, options: RawDataOptions) -> RawData:
         """The pairs of all anatomies found."""
-        found = RawData(self.name, [])
-        for folder, identifier in _wanted(raw, _IN_2023, options):
-            anatomy = {"B": "brain", "P": "pelvis"}[identifier["anatomy"]]
-            add_pair(found, folder, _by_name(options), identifier["centre"], anatomy=anatomy)
-        if all(case.facts["anatomy"] == "brain" for case in found.cases):
-            # T1-weighted in all centres, with and without contrast agent.
-            for role, word in (("source", options.source), ("target", options.target)):
-                if word.lower() == "mr":
-                    for case in found.cases:
-                        case.facts[f"{role}_contrast"] = "T1w"
-        else:
-            _note_centres(found, options)
-        return found
+        return _find(self.name, raw, _IN_2023, options, _by_the_paper)
 
 
 class SynthRAD2025:
     """Task1/{AB,HN,TH}/ID/{ct,mr,mask}.mha (Task2: cbct for mr), from five centres.
 
     An identifier is task, region (AB abdomen, HN head and neck, TH thorax), centre (A to E) and a number:
-    1ABA005. The folder given may be the one that holds the tasks, a task, or one region; folders named
-    otherwise (overviews) are passed over, and so are other files beside the images.
+    1ABA005. The folder given may be the one that holds the tasks, a task, or one region. How images were
+    acquired is told by tables in the folders named overviews; other files beside the images are passed over.
     Layout: Thummerer et al., Medical Physics 2025, arXiv:2502.17609.
     """
 
@@ -61,16 +55,86 @@ class SynthRAD2025:
 
     def find(self, raw: Path, options: RawDataOptions) -> RawData:
         """The pairs of all regions found."""
-        found = RawData(self.name, [])
-        for folder, identifier in _wanted(raw, _IN_2025, options):
-            add_pair(found, folder, _by_name(options), identifier["centre"], anatomy=identifier["anatomy"])
-        _note_centres(found, options)
-        return found
+        return _find(self.name, raw, _IN_2025, options, lambda anatomy, centre: {})
 
 
 _IN_2023 = re.compile(r"[12](?P<anatomy>[BP])(?P<centre>[A-C])\d{3}")
 _IN_2025 = re.compile(r"[12](?P<anatomy>AB|HN|TH)(?P<centre>[A-E])\d{3}")
+_ANATOMIES = {"B": "brain", "P": "pelvis"}
 _DEPTH = 4  # ARCHIVE/Task1/brain/1BA001
+
+
+def _by_the_paper(anatomy: str, centre: str) -> dict[str, Any]:
+    """What the paper of SynthRAD2023 says of all MR images of an anatomy and a centre."""
+    return {"mr_contrast": "T1w", "contrast_agent": centre != "A"} if anatomy == "brain" else {}
+
+
+def _find(
+    layout: Layout,
+    raw: Path,
+    pattern: re.Pattern[str],
+    options: RawDataOptions,
+    told_of_mr: Callable[[str, str], dict[str, Any]],
+) -> RawData:
+    """The pairs of all patients, each with what tables and paper tell of it.
+
+    Args:
+        layout: which data set it is.
+        raw: the folder given.
+        pattern: of a patient's identifier.
+        options: which modalities and patients are meant.
+        told_of_mr: anatomy and centre → what is known of MR images without tables.
+    """
+    patients = _wanted(raw, pattern, options)
+    tables, problems = read_tables(folder for folder, _ in patients)
+    found = RawData(layout, [], notes=problems, chosen_by="the beginning of their identifiers (1B, 1HN, 1PA)")
+    for folder, identifier in patients:
+        centre = identifier["centre"]
+        anatomy = _ANATOMIES.get(identifier["anatomy"], identifier["anatomy"])
+        table = tables.get(folder.name, {})
+        of_modality = {**table, "mr": {**table.get("mr", {}), **told_of_mr(anatomy, centre)}}
+        words = {"source": options.source, "target": options.target}
+        told = {role: of_modality.get(_modality(word), {}) for role, word in words.items()}
+        contrasts = {role: _contrast(told[role]) for role, word in words.items() if is_mr_word(word)}
+        facts = {f"{role}_contrast": contrast for role, contrast in contrasts.items() if contrast is not None}
+        before = len(found.cases)
+        add_pair(found, folder, _by_file_name(options), centre, told, anatomy=anatomy, **facts)
+        for role, contrast in contrasts.items():
+            if len(found.cases) > before and not _is_meant(contrast, words[role]):
+                del found.cases[before:]
+                found.left_out[folder.name] = (
+                    f"its MR is {contrast}, not {contrast_of(words[role])}"
+                    if contrast
+                    else f"no table in its overview folder tells whether its MR is {contrast_of(words[role])}"
+                )
+    _note_centres(found, options)
+    return found
+
+
+def _contrast(told: Mapping[str, Any]) -> str | None:
+    """The MR contrast that tables or the paper tell."""
+    contrast = told.get("mr_contrast")
+    return None if contrast is None else with_agent(contrast, bool(told.get("contrast_agent")))
+
+
+def _is_meant(contrast: str | None, word: str) -> bool:
+    return same_modality(word, "mr") or contrast_of(word) == contrast
+
+
+def _modality(word: str) -> str:
+    """What the tables call the modality of a word."""
+    return "mr" if is_mr_word(word) else word.lower()
+
+
+def _by_file_name(options: RawDataOptions) -> RawDataOptions:
+    """The options as the names of the files are to be read: `mr.nii.gz` is any contrast."""
+    return replace(
+        options,
+        source=_modality(options.source),
+        target=_modality(options.target),
+        source_series=None,
+        target_series=None,
+    )
 
 
 def _patients(raw: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
@@ -101,19 +165,14 @@ def _wanted(raw: Path, pattern: re.Pattern[str], options: RawDataOptions) -> lis
     ]
 
 
-def _by_name(options: RawDataOptions) -> RawDataOptions:
-    return replace(options, source_series=None, target_series=None)
-
-
 def _note_centres(found: RawData, options: RawDataOptions) -> None:
-    """Say that MR images of several centres are of several contrasts, which only the overview tables name."""
-    if "mr" not in (options.source.lower(), options.target.lower()):
-        return
-    centres = sorted({str(case.centre) for case in found.cases})
+    """Say where MR images of several centres are of contrasts that no table tells."""
+    role = next((r for r in ("target", "source") if is_mr_word(getattr(options, r))), None)
+    untold = [case for case in found.cases if role and f"{role}_contrast" not in case.facts]
+    centres = sorted({str(case.centre) for case in untold})
     if len(centres) > 1:
-        option = "--target_series" if options.target.lower() == "mr" else "--source_series"
         found.notes.append(
             f"The MR images are of {len(centres)} centres ({', '.join(centres)}), whose sequences differ: "
-            "the data set's overview tables name them, the images do not. Each case keeps its centre; "
-            f"{option} with the beginning of an identifier takes one centre's alone."
+            "no table in the overview folders tells their contrast. Each case keeps its centre; "
+            f"--{role}_series with the beginning of an identifier takes one centre's alone."
         )
