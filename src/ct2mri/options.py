@@ -200,7 +200,11 @@ class TrainVqvaeOptions(TrainOptions):
     batch_size: int = argument("items a step and process", 2)
     max_steps: int = argument("optimiser steps", 50_000)
     crop_size: list[int] = argument("voxels of a training crop along i, j, k", [96, 96, 96])
-    hidden_channels: list[int] = argument("widths of the two strided convolutions", [128, 256])
+    hidden_channels: list[int] = argument(
+        "widths of the stride-2 convolutions: one makes latents of half the volume's size along each axis, "
+        "two of a quarter",
+        [128, 256],
+    )
     num_res_blocks: int = argument("residual layers on each side", 6)
     embedding_dim: int = argument("latent channels", 8)
     num_embeddings: int = argument("codes in the codebook", 512)

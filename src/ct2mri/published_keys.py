@@ -42,13 +42,13 @@ def unet_keys(num_levels: int) -> dict[str, str]:
 def vqvae_keys(num_res_blocks: int) -> dict[str, str]:
     """Module prefixes of a published VQ-VAE → ours."""
     keys = {
-        "encoder.0.0": "encoder.down_1",
-        "encoder.1.0": "encoder.down_2",
+        "encoder.0.0": "encoder.downs.0",
+        "encoder.1.0": "encoder.downs.1",
         "encoder.2.0": "encoder.conv",
         f"encoder.{num_res_blocks + 4}.0": "encoder.output_conv",
         "decoder.0.0": "decoder.input_conv",
-        f"decoder.{num_res_blocks + 2}.0": "decoder.up_1",
-        f"decoder.{num_res_blocks + 3}.0": "decoder.up_2",
+        f"decoder.{num_res_blocks + 2}.0": "decoder.ups.0",
+        f"decoder.{num_res_blocks + 3}.0": "decoder.ups.1",
     }
     for layer in range(num_res_blocks):
         for side, first in {"encoder": 3, "decoder": 1}.items():

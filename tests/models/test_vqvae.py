@@ -58,6 +58,20 @@ def test_every_size_from_1_to_40():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("hidden_channels", "factor"), [((4,), 2), ((4, 4, 6), 8)])
+def test_each_width_halves_the_latents(hidden_channels: tuple[int, ...], factor: int):
+    network = tiny(3, hidden_channels=hidden_channels)
+    assert network.factor == factor
+    for size in range(1, 2 * factor + 2):
+        x = image(size, 9, 3)
+        latents = network.encode(x)
+        assert latents.shape == (1, 2, *(-(-n // factor) for n in (size, 9, 3)))
+        assert network.decode(network.quantize(latents), x.shape[2:]).shape == x.shape
+    with pytest.raises(RequestError, match=f"at most {factor} times"):
+        network.decode(torch.zeros(1, 2, 1, 1, 1), (factor + 1, 1, 1))
+
+
+@torch.no_grad()
 def test_images_are_padded_at_the_end_with_air():
     network = tiny(2)
     x = image(6, 9)
@@ -156,8 +170,8 @@ def test_published_size():
     ("changes", "words"),
     [
         ({"spatial_dims": 1}, "spatial_dims is 2 or 3"),
-        ({"hidden_channels": (4,)}, "hidden_channels are two positive numbers"),
-        ({"hidden_channels": (4, 0)}, "hidden_channels are two positive numbers"),
+        ({"hidden_channels": ()}, "hidden_channels are positive numbers"),
+        ({"hidden_channels": (4, 0)}, "hidden_channels are positive numbers"),
         ({"in_channels": 0}, "in_channels"),
         ({"out_channels": 0}, "out_channels"),
         ({"num_res_blocks": -1}, "num_res_blocks"),

@@ -14,7 +14,7 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.stages import LatentsStage, load_vqvae
 from ct2mri.training.encoding import Latents
-from ct2mri.training.fit import train_latents
+from ct2mri.training.fit import train_latents, train_vqvae
 from ct2mri.training.latents import fitted_gain
 
 
@@ -83,6 +83,21 @@ def test_it_learns_from_crops(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> No
     with (run / "train.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert np.mean(losses[-15:]) < 0.6 * np.mean(losses[:15])
+
+
+def test_latents_of_half_the_size(tiny: Tiny, tmp_path: Path) -> None:
+    train_vqvae(tiny.vqvae(tmp_path / "vqvae", hidden_channels=[8], crop_size=[6, 6, 6]))
+    given = {"crop_size": [6, 10, 6], "max_steps": 2, "validate_every": 2}
+    train_latents(tiny.latents(tmp_path / "run", tmp_path / "vqvae", **given))
+    stage = LatentsStage.load_stage(tmp_path / "run" / "best", vqvae=tmp_path / "run" / "vqvae")
+    case = PreparedDataset(tiny.data).case("p4")
+    target, _, weight = encode(tiny, tmp_path / "vqvae", tmp_path / "encoded")[0].load(case)
+    halves = tuple(-(-n // 2) for n in case.spatial_shape)
+    assert stage.vqvae.factor == 2 and target.shape[2:] == weight.shape[2:] == halves
+    volume = torch.from_numpy(np.array(case.draft))[None]
+    assert stage.sample({"draft": volume, "source": volume}, SeededNoise(0)).shape == volume.shape
+    with pytest.raises(RequestError, match="three multiples of 2"):
+        train_latents(tiny.latents(tmp_path / "other", tmp_path / "vqvae", crop_size=[6, 9, 6]))
 
 
 def test_latents_of_training_targets_are_standardised(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:

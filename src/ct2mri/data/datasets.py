@@ -204,8 +204,8 @@ class VolumeDataset(RequestDataset):
 class LatentDataset(RequestDataset):
     """Crops of latents that were encoded beforehand, standardised per channel.
 
-    A case's folder holds `target.npy` and the condition's parts, float32 (channels, i/4, j/4, k/4), and
-    `weight.npy` and `mask.npy`, float32 (i/4, j/4, k/4), the share of valid and of body voxels; with flips
+    A case's folder holds `target.npy` and the condition's parts, float32 (channels, *latent), and
+    `weight.npy` and `mask.npy`, float32 (*latent), the share of valid and of body voxels; with flips
     the same again under `flipped/`, encoded from the mirrored volume: encoding and mirroring do not commute.
 
     Items: `target` (channels, *crop), `condition` (parts · channels, *crop), `weight` (1, *crop), `key` (2,).

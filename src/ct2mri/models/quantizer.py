@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ct2mri.models.layers import full_precision, require
 
-_CHUNK = 2**24  # distances or one-hot entries held at a time: 64 MB of float32
+_CHUNK = 2**24  # distances held at a time: 64 MB of float32
 _EMA_DECAY = 0.95  # of the codebook, per step: at 0.99 it falls behind the encoder's first thousand steps
 _DEAD_SHARE = 0.03  # a code used less than this share of the average use is dead; air makes the average high
 
@@ -138,13 +138,8 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _update(self, flat: Tensor, codes: Tensor) -> None:
         """One step of the moving averages, over the latents of all processes."""
-        counts = torch.zeros_like(self.ema_counts)
-        sums = torch.zeros_like(self.ema_sums)
-        rows = max(_CHUNK // self.num_embeddings, 1)
-        for latents, numbers in zip(torch.split(flat, rows), torch.split(codes, rows), strict=True):
-            one_hot = functional.one_hot(numbers, self.num_embeddings).to(flat)  # (rows, num_embeddings)
-            counts += one_hot.sum(dim=0)
-            sums += one_hot.T @ latents
+        counts = torch.zeros_like(self.ema_counts).index_add_(0, codes, torch.ones_like(flat[:, 0]))
+        sums = torch.zeros_like(self.ema_sums).index_add_(0, codes, flat)
         if _processes() > 1:
             distributed.all_reduce(counts)
             distributed.all_reduce(sums)

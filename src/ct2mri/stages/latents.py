@@ -124,7 +124,7 @@ class LatentsStage(DiffusionStage):
             volume: (1, i, j, k) in [−1, 1].
 
         Returns:
-            (latent channels, ⌈i/4⌉, ⌈j/4⌉, ⌈k/4⌉), on the networks' device.
+            (latent channels, *latent), on the networks' device.
         """
         latents = self.vqvae.encode(volume[None].to(prepare_network(self.vqvae)))[0]
         return (latents - _per_channel(self.latents_mean, latents)) / _per_channel(self.latents_std, latents)
@@ -203,7 +203,7 @@ class LatentsStage(DiffusionStage):
             )
         sampler, steps = self.chosen(sampler, num_inference_steps)
         device = prepare_network(self.network)
-        # (latent channels · parts, i/4, j/4, k/4); of the source's windows the first.
+        # (latent channels · parts, *latent); of the source's windows the first.
         encoded = torch.cat([self.encode_standardised(condition[part][:1]) for part in self.condition])
         shape = (1, self.vqvae.embedding_dim, *encoded.shape[1:])
         latents = sample(

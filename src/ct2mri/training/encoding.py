@@ -17,7 +17,6 @@ from ct2mri.data.cases import PreparedCase
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
 from ct2mri.models import VQVAE
-from ct2mri.models.vqvae import FACTOR
 from ct2mri.stage_files import weights_hash
 from ct2mri.training.loop import rank_and_world_size
 
@@ -102,11 +101,14 @@ class Latents:
                 for name, image in images.items():
                     np.save(place / f"{name}.npy", self._encoded(image[::-1] if mirrored else image))
                 for name, voxels in (("weight", case.valid), ("mask", case.mask)):
-                    np.save(place / f"{name}.npy", _pooled(voxels[::-1] if mirrored else voxels))
+                    np.save(
+                        place / f"{name}.npy",
+                        _pooled(voxels[::-1] if mirrored else voxels, self.vqvae.factor),
+                    )
 
     @torch.no_grad()
     def _encoded(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(i, j, k) → latents (channels, i/4, j/4, k/4)."""
+        """(i, j, k) → latents (channels, *latent)."""
         device = next(self.vqvae.parameters()).device
         batch = torch.from_numpy(np.array(image, dtype=np.float32).clip(-1, 1))[None, None].to(device)
         latents: NDArray[np.float32] = self.vqvae.encode(batch)[0].cpu().numpy()
@@ -128,9 +130,9 @@ class Latents:
         return mean.tolist(), np.sqrt(np.maximum(variance, SMALLEST_STD**2)).tolist()
 
 
-def _pooled(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Share of each latent's voxels that are set, (i, j, k) → (i/4, j/4, k/4); beyond the edge none is."""
+def _pooled(mask: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
+    """Share of each latent's voxels that are set, (i, j, k) → (*latent); beyond the edge none is."""
     tensor = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
-    padding = [pad for size in reversed(mask.shape) for pad in (0, -size % FACTOR)]
-    pooled: NDArray[np.float32] = functional.avg_pool3d(functional.pad(tensor, padding), FACTOR)[0, 0].numpy()
+    padding = [pad for size in reversed(mask.shape) for pad in (0, -size % factor)]
+    pooled: NDArray[np.float32] = functional.avg_pool3d(functional.pad(tensor, padding), factor)[0, 0].numpy()
     return pooled

@@ -238,11 +238,6 @@ def train_latents(options: TrainLatentsOptions) -> None:
             f"--condition is draft, source or both, each once, got "
             f"{' '.join(options.condition) or 'nothing'}."
         )
-    crop = options.crop_size
-    if crop is not None and (len(crop) != 3 or any(edge < 4 or edge % 4 for edge in crop)):
-        raise RequestError(
-            f"--crop_size is three multiples of 4, got {crop}; a latent stands for 4 × 4 × 4 voxels."
-        )
     dataset = PreparedDataset(options.data)
     plan = dataset.plan
     training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
@@ -261,6 +256,12 @@ def train_latents(options: TrainLatentsOptions) -> None:
         )
     device = training_device(options.device)
     vqvae = load_vqvae(_vqvae_folder(options.vqvae), device).requires_grad_(False)
+    crop, factor = options.crop_size, vqvae.factor
+    if crop is not None and (len(crop) != 3 or any(edge < factor or edge % factor for edge in crop)):
+        raise RequestError(
+            f"--crop_size is three multiples of {factor}, got {crop}; a latent stands for "
+            f"{factor} × {factor} × {factor} voxels."
+        )
     latents = Latents(
         options.output_dir,
         vqvae,
@@ -279,7 +280,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
         condition=options.condition,
         mean=latents.mean,
         std=latents.std,
-        crop_size=None if crop is None else [edge // 4 for edge in crop],
+        crop_size=None if crop is None else [edge // factor for edge in crop],
         shrink=crop_shrink(options),
         flips=options.flips,
         seed=options.seed,

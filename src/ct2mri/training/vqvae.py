@@ -113,10 +113,11 @@ def train_vqvae(options: TrainVqvaeOptions) -> None:
             "--precision bf16, give auto or 32."
         )
     options = replace(options, precision="32")
-    if len(options.crop_size) != 3 or any(edge < 4 or edge % 4 for edge in options.crop_size):
+    factor = 2 ** len(options.hidden_channels)
+    if len(options.crop_size) != 3 or any(edge < factor or edge % factor for edge in options.crop_size):
         raise RequestError(
-            f"--crop_size is three multiples of 4, got {options.crop_size}; the VQ-VAE halves "
-            "each axis twice."
+            f"--crop_size is three multiples of {factor}, got {options.crop_size}; the VQ-VAE halves "
+            f"each axis {len(options.hidden_channels)} times."
         )
     dataset = PreparedDataset(options.data)
     training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]
