@@ -15,6 +15,7 @@ Layout = Literal[
     "pairs", "flat", "bids", "synthrad2023", "synthrad2025", "gold-atlas", "dicom", "slices", "published"
 ]
 Decoding = Literal["plain", "residual"]
+ConditionPart = Literal["draft", "source", "windows"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Baseline = Literal["hu-lookup", "mean", "regression", "pix2pix", "latent-diffusion", "bridge"]
 
@@ -239,7 +240,11 @@ class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
     crop_size: list[int] | None = argument(
         "voxels of a training crop along i, j, k; none: whole volumes", None
     )
-    condition: list[Literal["draft", "source"]] = argument("what is encoded as condition", ["draft"])
+    condition: list[ConditionPart] = argument(
+        "what is refined from: `draft` and `source` (its first window) encoded by the VQ-VAE, `windows` the "
+        "source's windows themselves, of which nothing is lost",
+        ["draft"],
+    )
     decoding: Decoding | None = argument(
         "`residual` adds to the draft what refining changed of it, `plain` decodes the refined latents; "
         "default: residual where there is a draft",

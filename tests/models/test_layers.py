@@ -14,6 +14,7 @@ from ct2mri.models.layers import (
     Unpad,
     crop,
     pad_to_even,
+    space_to_depth,
 )
 
 
@@ -113,3 +114,15 @@ def test_attention_never_holds_the_full_map():
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         SelfAttention(3, 16, 2, 2)(x)
         CrossAttention(3, 16, 2, 2)(x, x)
+
+
+def test_space_to_depth_keeps_every_voxel_in_its_place():
+    x = torch.rand(2, 3, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    deep = space_to_depth(x, 2, -1.0)
+    assert deep.shape == (2, 3 * 8, 3, 2, 3)
+    for voxel in [(0, 0, 0), (3, 2, 5), (4, 3, 1)]:
+        place = tuple(n // 2 for n in voxel)
+        inside = sum((n % 2) * step for n, step in zip(voxel, (4, 2, 1), strict=True))
+        for channel in range(3):
+            assert torch.equal(deep[(..., channel * 8 + inside, *place)], x[(..., channel, *voxel)])
+    assert (deep[:, 4:8, 2] == -1).all()  # what the first axis was grown by

@@ -9,9 +9,12 @@ import pytest
 import torch
 from training_tiny import Tiny, write_dataset
 
+from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.datasets import LatentDataset
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
+from ct2mri.models.layers import space_to_depth
 from ct2mri.stages import LatentsStage, load_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.fit import train_latents, train_vqvae
@@ -100,6 +103,41 @@ def test_latents_of_half_the_size(tiny: Tiny, tmp_path: Path) -> None:
         train_latents(tiny.latents(tmp_path / "other", tmp_path / "vqvae", crop_size=[6, 9, 6]))
 
 
+def test_windows_are_seen_alike_in_training_validation_and_use(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_latents(tiny.latents(run, vqvae_run, condition=["draft", "windows"], crop_size=[8, 12, 8]))
+    stage = LatentsStage.load_stage(run / "best", vqvae=run / "vqvae")
+    latents, dataset = encode(tiny, vqvae_run, tmp_path, condition=["draft", "windows"])
+    case = dataset.case("p0")
+    volumes = {
+        "draft": torch.from_numpy(np.array(case.draft))[None],
+        "source": torch.from_numpy(np.array(case.source)),
+    }
+    in_use = stage.encode_condition(volumes)
+    windows, factor = len(case.source), stage.vqvae.factor
+    assert stage.windows == windows and in_use.shape[0] == 2 + windows * factor**3
+    assert torch.allclose(latents.load(case)[1][0], in_use, atol=1e-4)
+
+    items = LatentDataset(
+        *([latents.folder(case)],),
+        **{"condition": latents.encoded, "mean": latents.mean, "std": latents.std},
+        **{"crop_size": None, "shrink": 0, "flips": True, "seed": 0, "windows": [case], "factor": factor},
+    )
+    mirrored = {**volumes, "source": volumes["source"].flip(1), "draft": volumes["draft"].flip(1)}
+    seen = []
+    for place in range(8):
+        item = items[Request(0, items.sizes[0], 0, place)]
+        shown = torch.cat([item["condition"], space_to_depth(item["windows"][None], factor, -1.0)[0]])
+        seen.append(
+            [torch.allclose(shown, stage.encode_condition(v), atol=1e-4) for v in (volumes, mirrored)]
+        )
+    assert all(any(which) for which in seen) and np.any(seen, axis=0).all()
+    with pytest.raises(RequestError, match=f"trained with {windows}"):
+        stage.check_plan(windows + 1, drafted=True)
+
+
 def test_latents_of_training_targets_are_standardised(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
     latents, dataset = encode(tiny, vqvae_run, tmp_path)
     values = []
@@ -166,7 +204,7 @@ def test_requests_that_cannot_be(tiny: Tiny, vqvae_run: Path, tmp_path: Path) ->
         train_latents(tiny.latents(tmp_path / "run", tmp_path / "nowhere"))
     with pytest.raises(RequestError, match="multiples of 4"):
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, crop_size=[8, 8, 7]))
-    with pytest.raises(RequestError, match="--condition is draft, source or both"):
+    with pytest.raises(RequestError, match="--condition is one or more of draft, source and windows"):
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, condition=["draft", "draft"]))
 
 

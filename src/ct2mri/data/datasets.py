@@ -208,17 +208,20 @@ class LatentDataset(RequestDataset):
     `weight.npy` and `mask.npy`, float32 (*latent), the share of valid and of body voxels; with flips
     the same again under `flipped/`, encoded from the mirrored volume: encoding and mirroring do not commute.
 
-    Items: `target` (channels, *crop), `condition` (parts · channels, *crop), `weight` (1, *crop), `key` (2,).
+    Items: `target` (channels, *crop), `condition` (parts · channels, *crop), `weight` (1, *crop), `key` (2,),
+    and `windows` (windows, *factor · crop) where they are asked for: the source's voxels of the same place.
 
     Args:
         folders: one a case.
-        condition: names of the condition's parts, joined along the channels in this order.
+        condition: names of the condition's encoded parts, joined along the channels in this order.
         mean: per latent channel, of the training targets.
         std: likewise, the deviation.
         crop_size: edges of a crop in latent voxels; None: whole volumes.
         shrink: how much shorter the crops of a batch may be, see `BatchStream`; whole volumes stay whole.
         flips: whether to take the mirrored encodings at random.
         seed: of the augmentation.
+        windows: the cases of the folders, to take the source's windows from; none: items go without.
+        factor: voxels per latent along each axis.
     """
 
     def __init__(
@@ -232,8 +235,12 @@ class LatentDataset(RequestDataset):
         shrink: int,
         flips: bool,
         seed: int,
+        windows: Sequence[PreparedCase] = (),
+        factor: int = 1,
     ) -> None:
         self.shrink = 0 if crop_size is None else shrink
+        self.windows = list(windows)
+        self.factor = factor
         self.folders = list(folders)
         self.condition = list(condition)
         self.mean = np.asarray(mean, np.float32)[:, None, None, None]
@@ -245,7 +252,8 @@ class LatentDataset(RequestDataset):
     def __getitem__(self, request: Request) -> Item:
         folder = self.folders[request.index]
         generator = np.random.default_rng(item_seed(self.seed, request))
-        if self.flips and generator.random() < 0.5:
+        flipped = self.flips and generator.random() < 0.5
+        if flipped:
             folder = folder / "flipped"
         mask, valid = _mapped(folder / "mask.npy"), _mapped(folder / "weight.npy")
         crop = place_crop(mask, valid, request.shape, generator)
@@ -254,9 +262,18 @@ class LatentDataset(RequestDataset):
             latents = _mapped(folder / f"{name}.npy")[(slice(None), *crop)]
             return padded((latents - self.mean) / self.std, request.shape, 0)
 
-        return {
+        item = {
             "target": standardised("target"),
-            "condition": torch.cat([standardised(name) for name in self.condition]),
+            "condition": torch.cat([standardised(name) for name in self.condition])
+            if self.condition
+            else torch.empty(0, *request.shape),
             "weight": padded(valid[crop][None], request.shape, 0),
             "key": torch.tensor([request.batch, request.place]),
         }
+        if self.windows:
+            source = _array(self.windows[request.index], "source")
+            source = source[:, ::-1] if flipped else source
+            voxels = tuple(slice(self.factor * part.start, self.factor * part.stop) for part in crop)
+            shape = tuple(self.factor * edge for edge in request.shape)
+            item["windows"] = padded(source[(slice(None), *voxels)], shape, AIR)
+        return item

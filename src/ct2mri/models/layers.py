@@ -255,6 +255,24 @@ def crop(x: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     return x
 
 
+def space_to_depth(x: Tensor, factor: int, fill: float) -> Tensor:
+    """Neighbouring voxels as channels, so that images lie on the grid of latents and nothing of them is lost.
+
+    Args:
+        x: (B, C, i, j, k), grown at the end of each axis to a multiple of the factor.
+        factor: voxels per place along each axis.
+        fill: what it is grown with.
+
+    Returns:
+        (B, C · factor³, ⌈i / factor⌉, ⌈j / factor⌉, ⌈k / factor⌉).
+    """
+    padding = [grow for size in reversed(x.shape[2:]) for grow in (0, -size % factor)]
+    x = functional.pad(x, padding, value=fill)
+    places = [size // factor for size in x.shape[2:]]
+    x = x.reshape(*x.shape[:2], places[0], factor, places[1], factor, places[2], factor)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
 def _cut_into_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, heads·c, *spatial) → (B, heads, N, c)."""
     flat = x.flatten(2)  # (B, heads·c, N)

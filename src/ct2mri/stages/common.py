@@ -16,8 +16,7 @@ from ct2mri.stage_files import Kind
 
 AIR = -1.0
 
-ConditionPart = Literal["draft", "source"]
-Condition = Mapping[ConditionPart | Literal["body"], Tensor]
+Condition = Mapping[Literal["source", "body", "draft"], Tensor]
 """Volumes to draw from: `source` (windows, i, j, k), where it is known `body` (1, i, j, k), 1 inside, and
 after the first stage `draft` (1, i, j, k)."""
 OnStep = Callable[[str, int, int], None]

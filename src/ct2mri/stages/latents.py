@@ -10,12 +10,13 @@ from torch import Tensor
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.models.layers import space_to_depth
 from ct2mri.models.pretrained import PretrainedModel
-from ct2mri.options import Decoding, Sampler
+from ct2mri.options import ConditionPart, Decoding, Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network, weights_hash
 from ct2mri.stages.common import (
+    AIR,
     Condition,
-    ConditionPart,
     DiffusionStage,
     OnStep,
     check_names,
@@ -38,7 +39,8 @@ class LatentsStage(DiffusionStage):
         num_inference_steps: used unless others are asked for.
         latents_mean: per latent channel.
         latents_std: per latent channel.
-        condition: the volumes that are encoded as condition: `draft`, `source` (its first window) or both.
+        condition: what is refined from: `draft` and `source` (its first window) encoded by the VQ-VAE, and
+            `windows`, the source's windows themselves, voxels as channels; one or more.
         draft: facts on the drafts it was trained on, as the data set's `draft.json` tells them; may be empty.
         decoding: `plain` decodes the refined latents; `residual` adds to the draft what refining changed of
             it, decoded: so the VQ-VAE costs the result none of the detail that the draft has.
@@ -74,13 +76,17 @@ class LatentsStage(DiffusionStage):
                 f"latents_mean and latents_std need {channels} numbers each, one a latent channel, and "
                 f"deviations are positive; got {list(latents_mean)} and {list(latents_std)}."
             )
-        expected = (channels, channels * len(condition))
-        if (network.sample_channels, network.condition_channels) != expected:
+        encoded = [part for part in condition if part != "windows"]
+        of_windows = network.condition_channels - channels * len(encoded)
+        windows, rest = divmod(of_windows, vqvae.factor**3)
+        fits = windows > 0 and rest == 0 if "windows" in condition else of_windows == 0
+        if network.sample_channels != channels or not fits:
             raise RequestError(
                 f"The latents network takes {network.sample_channels} sample and "
                 f"{network.condition_channels} condition channels, but this VQ-VAE with the "
-                f"condition {' + '.join(condition)} gives {expected[0]} and {expected[1]}; "
-                "take the one that it was trained with."
+                f"condition {' + '.join(condition)} gives {channels} and {channels * len(encoded)}"
+                + (f" + {vqvae.factor**3} a window" if "windows" in condition else "")
+                + "; take the one that it was trained with."
             )
         check_sampling(sampler, num_inference_steps, noise)
         check_names("decoding of a latents stage", [decoding], get_args(Decoding))
@@ -99,6 +105,8 @@ class LatentsStage(DiffusionStage):
         self.latents_mean = [float(n) for n in latents_mean]
         self.latents_std = [float(n) for n in latents_std]
         self.condition = list(condition)
+        self.encoded = encoded
+        self.windows = windows
         self.draft = dict(draft)
         self.decoding = decoding
         self.residual_gain = residual_gain
@@ -109,11 +117,16 @@ class LatentsStage(DiffusionStage):
         return [self.network, self.vqvae]
 
     def check_plan(self, channels: int, drafted: bool) -> None:
-        """Raise RequestError if the stage refines drafts and no stage draws them."""
+        """Raise RequestError if the stage refines drafts and no stage draws them, or knows other windows."""
         if "draft" in self.condition and not drafted:
             raise RequestError(
                 "The latents stage refines drafts, and the stage that draws them is missing; "
                 "put one before it."
+            )
+        if "windows" in self.condition and self.windows != channels:
+            raise RequestError(
+                f"The plan has {channels} source windows, the latents stage was trained with {self.windows}; "
+                "use the plan that it was trained with."
             )
 
     @torch.inference_mode()
@@ -130,6 +143,19 @@ class LatentsStage(DiffusionStage):
         return (latents - _per_channel(self.latents_mean, latents)) / _per_channel(self.latents_std, latents)
 
     @torch.inference_mode()
+    def encode_condition(self, condition: Condition) -> Tensor:
+        """What the network is shown of the condition: encoded parts one after the other, then the windows.
+
+        Returns:
+            (condition channels, *latent), on the networks' device.
+        """
+        shown = [self.encode_standardised(condition[part][:1]) for part in self.encoded]
+        if "windows" in self.condition:
+            source = condition["source"].to(prepare_network(self.network))
+            shown.append(space_to_depth(source[None], self.vqvae.factor, AIR)[0])
+        return torch.cat(shown)
+
+    @torch.inference_mode()
     def decode_standardised(self, latents: Tensor, spatial_shape: Sequence[int]) -> Tensor:
         """The volume (1, *spatial_shape) in [−1, 1] of standardised latents, which are quantised first."""
         prepare_network(self.vqvae)
@@ -142,14 +168,14 @@ class LatentsStage(DiffusionStage):
 
         Args:
             latents: z, standardised, (latent channels, *latent).
-            encoded: the condition's parts, encoded, one after the other: (parts · latent channels, *latent).
+            encoded: the condition as `encode_condition` gives it.
             spatial_shape: of the volume.
 
         Returns:
             (1, *spatial_shape), on the networks' device.
         """
         channels = self.vqvae.embedding_dim
-        first = channels * self.condition.index("draft")
+        first = channels * self.encoded.index("draft")
         unrefined = self.decode_standardised(encoded[first : first + channels], spatial_shape)
         return self.decode_standardised(latents, spatial_shape) - unrefined
 
@@ -159,7 +185,7 @@ class LatentsStage(DiffusionStage):
 
         Args:
             latents: z, standardised, (latent channels, *latent).
-            encoded: the condition's parts, encoded, one after the other: (parts · latent channels, *latent).
+            encoded: the condition as `encode_condition` gives it.
             condition: the volumes that were encoded; the shape is the source's.
 
         Returns:
@@ -196,15 +222,14 @@ class LatentsStage(DiffusionStage):
         Raises:
             RequestError: the stage needs a draft and there is none.
         """
-        if missing := [part for part in self.condition if part not in condition]:
+        if "draft" in self.condition and "draft" not in condition:
             raise RequestError(
-                f"The latents stage is conditioned on a {missing[0]}, and there is none; "
+                "The latents stage is conditioned on a draft, and there is none; "
                 "put the stage that draws it before this one."
             )
         sampler, steps = self.chosen(sampler, num_inference_steps)
         device = prepare_network(self.network)
-        # (latent channels · parts, *latent); of the source's windows the first.
-        encoded = torch.cat([self.encode_standardised(condition[part][:1]) for part in self.condition])
+        encoded = self.encode_condition(condition)
         shape = (1, self.vqvae.embedding_dim, *encoded.shape[1:])
         latents = sample(
             self.network,

@@ -14,9 +14,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ct2mri.data.cases import PreparedCase
+from ct2mri.data.datasets import AIR
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
 from ct2mri.models import VQVAE
+from ct2mri.models.layers import space_to_depth
 from ct2mri.stage_files import weights_hash
 from ct2mri.training.loop import rank_and_world_size
 
@@ -36,7 +38,7 @@ class Latents:
         vqvae: in evaluation mode, on its device.
         training: cases to train on; `mean` and `std` are those of their targets.
         validating: further cases.
-        condition: names of the condition's parts.
+        condition: names of the condition's parts; `windows` need no encoding and are joined when loaded.
         flips: whether to encode training cases mirrored left-right as well.
         draft: facts on the drafts.
 
@@ -57,9 +59,10 @@ class Latents:
         draft: Mapping[str, object],
     ) -> None:
         self.vqvae = vqvae
-        self.condition = list(condition)
+        self.encoded = [part for part in condition if part != "windows"]
+        self.windows = "windows" in condition
         made_of = [[case.case_id, case.spatial_shape, case.inputs] for case in (*training, *validating)]
-        identity = json.dumps([self.condition, flips, dict(draft), made_of], sort_keys=True)
+        identity = json.dumps([self.encoded, flips, dict(draft), made_of], sort_keys=True)
         digest = hashlib.sha256(f"{identity} {weights_hash(vqvae)}".encode())
         self.root = run / "latents" / digest.hexdigest()[:16]
         wanted = [(case, flips) for case in training] + [(case, False) for case in validating]
@@ -78,7 +81,10 @@ class Latents:
     def load(self, case: PreparedCase) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised target and condition, (1, channels, *latent), and weight, (1, 1, *latent)."""
         folder = self.folder(case)
-        parts = [self._standardised(np.load(folder / f"{name}.npy")) for name in ["target", *self.condition]]
+        parts = [self._standardised(np.load(folder / f"{name}.npy")) for name in ["target", *self.encoded]]
+        if self.windows:
+            source = torch.from_numpy(np.array(case.source, dtype=np.float32))[None]
+            parts.append(space_to_depth(source, self.vqvae.factor, AIR))
         weight = torch.from_numpy(np.load(folder / "weight.npy"))[None, None]
         return parts[0], torch.cat(parts[1:], dim=1), weight
 
@@ -90,10 +96,10 @@ class Latents:
 
     def _encode(self, case: PreparedCase, both: bool) -> None:
         images: dict[str, NDArray[np.float32]] = {"target": case.target}
-        if "draft" in self.condition:
+        if "draft" in self.encoded:
             assert case.draft is not None
             images["draft"] = case.draft
-        if "source" in self.condition:
+        if "source" in self.encoded:
             images["source"] = case.source[0]
         with atomic_folder(self.folder(case)) as temporary:
             for place, mirrored in [(temporary, False), (temporary / "flipped", True)][: 2 if both else 1]:

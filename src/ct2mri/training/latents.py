@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
-from ct2mri.data.datasets import LatentDataset
+from ct2mri.data.datasets import AIR, LatentDataset
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json
-from ct2mri.models import ScalableUNet
+from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.models.layers import space_to_depth
 from ct2mri.options import TrainLatentsOptions
 from ct2mri.stage_files import weights_hash
 from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae
@@ -37,19 +38,30 @@ SHOWN_CASES = 3
 
 
 class LatentsModule(StageModule):
-    """Has a 3D scalable U-Net, trained to denoise target latents given the condition's latents."""
+    """Has a 3D scalable U-Net, trained to denoise target latents given the condition.
 
-    def __init__(self, options: TrainLatentsOptions, latent_channels: int) -> None:
+    Args:
+        options: how to train.
+        vqvae: whose latents they are.
+        windows: of the source, as the plan has them.
+    """
+
+    def __init__(self, options: TrainLatentsOptions, vqvae: VQVAE, windows: int) -> None:
+        condition_channels = sum(
+            windows * vqvae.factor**3 if part == "windows" else vqvae.embedding_dim
+            for part in options.condition
+        )
         super().__init__(
             options,
             make_unet(
                 options,
                 spatial_dims=3,
-                sample_channels=latent_channels,
-                condition_channels=latent_channels * len(options.condition),
+                sample_channels=vqvae.embedding_dim,
+                condition_channels=condition_channels,
             ),
         )
         self.options = options
+        self.factor = vqvae.factor
         self.settings = NoiseSettings.from_options(options)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -59,7 +71,11 @@ class LatentsModule(StageModule):
             target, batch["key"], self.settings, options.last_timestep_share, options.seed
         )
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
-        output = self.model(network_input, timestep, batch["condition"])
+        condition = batch["condition"]
+        if "windows" in batch:
+            windows = space_to_depth(batch["windows"], self.factor, AIR)
+            condition = torch.cat([condition, windows], dim=1)
+        output = self.model(network_input, timestep, condition)
         return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
 
 
@@ -235,7 +251,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
     check_steps(options.num_inference_steps, settings)
     if not options.condition or len(set(options.condition)) < len(options.condition):
         raise RequestError(
-            f"--condition is draft, source or both, each once, got "
+            f"--condition is one or more of draft, source and windows, each once, got "
             f"{' '.join(options.condition) or 'nothing'}."
         )
     dataset = PreparedDataset(options.data)
@@ -277,13 +293,15 @@ def train_latents(options: TrainLatentsOptions) -> None:
             latents.mean, latents.std = facts["latents_mean"], facts["latents_std"]
     items = LatentDataset(
         [latents.folder(case) for case in training],
-        condition=options.condition,
+        condition=latents.encoded,
         mean=latents.mean,
         std=latents.std,
         crop_size=None if crop is None else [edge // factor for edge in crop],
         shrink=crop_shrink(options),
         flips=options.flips,
         seed=options.seed,
+        windows=training if latents.windows else (),
+        factor=factor,
     )
     names = (plan.source_modality.upper(), plan.target_modality.upper())
 
@@ -306,7 +324,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
     validation = LatentsValidation(validating, latents, stage_of, options, names)
 
     def make_module() -> LatentsModule:
-        module = LatentsModule(options, vqvae.embedding_dim)
+        module = LatentsModule(options, vqvae, plan.channels)
         if options.init is not None:
             load_initial_weights(module.model, options.init, "latents")
         return module
