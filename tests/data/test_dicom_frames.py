@@ -275,6 +275,31 @@ def test_gaps_are_named_by_position(
         load_volume(tmp_path / "s")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "whole", "hint"),
+    [
+        ([1, 2, 3, 4], None, None),
+        ([0, 1, 2, 3], 4, None),
+        ([4, 5, 6, 7], None, "numbered from 4 on; look whether the first 3 are missing"),
+        ([7, 6, 5, 4], 9, "numbered from 4 on; look whether the first 3 are missing"),
+        ([1, 2, 3, 4], 6, "4 images of 6 in its acquisition by its header; look whether the last ones"),
+        ([2, 4, 6, 8], 9, None),  # numbered otherwise: nothing follows
+        ([None, 5, 6, 7], None, None),
+    ],
+)
+def test_a_missing_end_shows_in_the_numbers_of_images(
+    numbers: list[int | None], whole: int | None, hint: str | None, write_dicom_slice: Writer, tmp_path: Path
+) -> None:
+    for n, number in enumerate(numbers):
+        tags = {"InstanceNumber": number} if number is not None else {}
+        if whole is not None:
+            tags["ImagesInAcquisition"] = whole
+        write_dicom_slice(tmp_path / f"IM{n}", np.full((3, 4), n, dtype=np.int16), (0, 0, 2 * n), **tags)
+    warnings = load_volume(tmp_path).metadata["warnings"]
+    assert len(warnings) == (hint is not None)
+    assert hint is None or hint in warnings[0]
+
+
 def test_positions_rounded_to_tenths_are_even(write_dicom_slice: Writer, tmp_path: Path) -> None:
     axial(write_dicom_slice, tmp_path, [round(0.625 * k, 1) for k in range(30)])
     assert load_volume(tmp_path).spacing[2] == pytest.approx(0.625, abs=2e-3)

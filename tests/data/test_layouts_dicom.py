@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -194,3 +195,20 @@ def test_the_gold_atlas_is_taken_with_its_deformed_ct(tmp_path, write_series):
     # The CT as scanned is there for who asks for it by name, and then said to lie elsewhere.
     scanned = find(tmp_path, target="t2", source_series="ct")
     assert values(scanned.cases[0]) == (100 - 1024, 400) and "frames of reference" in scanned.notes[0]
+
+
+def test_a_folder_that_bears_the_patients_name_names_no_case(tmp_path, write_series):
+    people = {
+        "DOE_Jane_1": {"PatientID": "mrn-1", "PatientName": "Doe^Jane"},
+        "anon-2": {"PatientID": "anon-2", "PatientName": "ANON-2"},  # a pseudonym
+        "anna": {"PatientID": "id-3", "PatientName": "Anna", "PatientIdentityRemoved": "YES"},
+        "export": {"PatientID": "id-4", "PatientName": "Roe^Bert"},
+    }
+    for folder, person in people.items():
+        write_series(tmp_path / folder, 1000, "CT", **person)
+        write_series(tmp_path / folder, 500, "T1", modality="MR", **person)
+    found = find(tmp_path)
+    assert found.left_out == {} and {"anon-2", "anna", "export"} < set(ids(found))
+    (hashed,) = set(ids(found)) - set(people)
+    assert re.fullmatch("patient-[0-9a-f]{8}", hashed)
+    assert hashed == next(case.patient_id for case in found.cases if case.case_id == hashed)

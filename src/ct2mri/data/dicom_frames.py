@@ -16,6 +16,8 @@ GEOMETRY_KEYWORDS = (
     "SOPClassUID",
     "SOPInstanceUID",
     "ImageType",
+    "InstanceNumber",
+    "ImagesInAcquisition",
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -150,6 +152,7 @@ def stack_frames(frames: list[Frame], name: str) -> Stack:
         _require_one_slice_per_position(frames, heights, name)
         _require_no_shear(frames, heights, normal, name)
         distance = _distance(heights, name)
+        warnings += _ends_missing(frames, name)
     affine = np.eye(4)
     # PixelSpacing counts the distance of rows first; along i lie the columns
     affine[:3, 0] = row * frames[0].spacing[1]
@@ -281,6 +284,30 @@ def _distance(heights: NDArray[np.float64], name: str) -> float:
             f"apart from {heights[0]:.2f} to {heights[-1]:.2f} mm); export the whole series again."
         )
     return distance
+
+
+def _ends_missing(frames: list[Frame], name: str) -> list[str]:
+    """Sentences on slices that may be missing at an end, where no gap shows it but the numbers of images do.
+
+    Only where images are numbered one by one along the stack; numbers that go on from those of another series
+    look the same, so that this is no more than a hint.
+    """
+    numbers = [as_numbers(frame.header.get("InstanceNumber"), 1) for frame in frames]
+    told = [int(number[0]) for number in numbers if number is not None]
+    steps = set(np.diff(told).tolist())
+    if len(told) < len(frames) or steps not in ({1}, {-1}):
+        return []
+    first, count = min(told), len(frames)
+    if first > 1:
+        missing = f"look whether the first {first - 1} are missing"
+        return [f"The images of {name} are numbered from {first} on; {missing}."]
+    whole = as_numbers(frames[0].header.get("ImagesInAcquisition"), 1)
+    if whole is not None and whole[0] > count:
+        return [
+            f"{name} has {count} images of {whole[0]:.0f} in its acquisition by its header; look whether the "
+            "last ones are missing."
+        ]
+    return []
 
 
 def _listed(heights: Iterable[float]) -> str:

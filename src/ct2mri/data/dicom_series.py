@@ -58,7 +58,9 @@ class DicomSeries:
         facts: `kvp`, `kernel`, `manufacturer`, `slice_thickness` (mm), `contrast_agent` (None: not told),
             `cbct` (told as such, or guessed from maker, model and description), `mr_contrast` (a guess:
             "T1w", "T2w", "FLAIR", "PDw", …, or None), `localizer` (a scout).
-        person: hashes of birth date, sex and the words of the name, for `contradicts`.
+        person: hashes of birth date, sex and the words of the name, for `contradicts` and `is_named_in`.
+        pseudonymous: whether the header says that the identity was removed, or calls the patient by the
+            PatientID alone.
     """
 
     uid: str
@@ -72,6 +74,7 @@ class DicomSeries:
     located: bool
     facts: dict[str, Any]
     person: tuple[str, str, frozenset[str]] = field(repr=False)
+    pseudonymous: bool = False
 
     @property
     def label(self) -> str:
@@ -91,6 +94,10 @@ class DicomSeries:
                 return True
         mine_words, their_words = self.person[2], other.person[2]
         return bool(mine_words and their_words and not mine_words & their_words)
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text (a folder's name) holds a word of the patient's name that is no pseudonym."""
+        return not self.pseudonymous and bool(self.person[2] & _hashed_words(text))
 
 
 @dataclass(frozen=True)
@@ -195,9 +202,15 @@ def _series(group: _Group) -> DicomSeries:
         person=(
             _hash(_text(header, "PatientBirthDate")),
             _hash(_text(header, "PatientSex").upper()),
-            frozenset(_hash(word) for word in re.findall(r"\w{2,}", _text(header, "PatientName").upper())),
+            _hashed_words(_text(header, "PatientName")),
         ),
+        pseudonymous=_hashed_words(_text(header, "PatientName")) <= _hashed_words(patient)
+        or _text(header, "PatientIdentityRemoved").upper() == "YES",
     )
+
+
+def _hashed_words(text: str) -> frozenset[str]:
+    return frozenset(_hash(word) for word in re.findall(r"[^\W_]{2,}", text.upper()))
 
 
 def _text(header: pydicom.Dataset, keyword: str) -> str:

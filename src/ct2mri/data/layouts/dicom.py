@@ -44,8 +44,9 @@ class SeriesImage:
 class Dicom:
     """Any tree of DICOM files: series told apart by UID, paired by PatientID and, where it can be, by study.
 
-    A case is called after the folder right inside the one given, where that holds one patient alone;
-    otherwise `patient-` and a hash, for identifiers and names of patients are never shown.
+    A case is called after the folder right inside the one given, where that holds one patient alone and no
+    word of the patient's name; otherwise `patient-` and a hash, for identifiers and names of patients are
+    never shown.
     """
 
     name: Layout = "dicom"
@@ -72,7 +73,8 @@ class Dicom:
         for key, members in patients.items():
             folders = {_top(raw, series) for series in members}
             alone = len(folders) == 1 and folders != {""} and all(len(holders[f]) == 1 for f in folders)
-            patient_id = folders.pop() if alone else f"patient-{key[:8]}"
+            named = any(series.is_named_in(folder) for series in members for folder in folders)
+            patient_id = folders.pop() if alone and not named else f"patient-{key[:8]}"
             _add_patient(found, raw, patient_id, members, options)
         _note_frames(found)
         return found
