@@ -113,6 +113,12 @@ def test_lists_and_flags():
     assert parse("train slices", [*TRAIN, "--no_flips"]).flips is False
 
 
+def test_hyphens_do_for_underscores():
+    chosen = parse("prepare", ["RAW", "SET", "--dry-run", "--no-remove-table", "--target-series=t1-mprage"])
+    assert (chosen.dry_run, chosen.remove_table, chosen.target_series) == (True, False, "t1-mprage")
+    assert parse("train slices", ["--data", "my-data", "--output-dir", "a-run"]).data == Path("my-data")
+
+
 def test_a_config_sets_defaults_that_flags_override(tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text("slices: {learning_rate: 1e-3, max_steps: 7, crop_size: null, orientations: [axial]}\n")

@@ -123,6 +123,7 @@ def parse(name: str, words: Sequence[str]) -> Any:
     Raises:
         RequestError: an unknown, missing or malformed argument.
     """
+    words = [_underscored(word) for word in words]
     command = COMMANDS[name]
     staged = name.startswith("train ")
     parser = _parser(name, command.takes, staged)
@@ -131,10 +132,16 @@ def parse(name: str, words: Sequence[str]) -> Any:
             config = _named_config(words)
             if config is not None:
                 parser.set_defaults(_config_section(config, name.split()[1], command.takes))
-        chosen = parser.parse_args(list(words))
+        chosen = parser.parse_args(words)
     except ArgumentError as error:
         raise RequestError(f"{_in_one_line(error)}; `ct2mri {name} --help` lists what is allowed.") from error
     return _build(command.takes, chosen)
+
+
+def _underscored(word: str) -> str:
+    """An option as its name is written here, `--dry_run`, where hyphens part its words: `--dry-run`."""
+    option, equals, value = word.partition("=")
+    return f"--{option[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else word
 
 
 def _in_one_line(error: ArgumentError) -> str:
