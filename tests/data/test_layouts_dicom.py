@@ -197,6 +197,15 @@ def test_the_gold_atlas_is_taken_with_its_deformed_ct(tmp_path, write_series):
     assert values(scanned.cases[0]) == (100 - 1024, 400) and "frames of reference" in scanned.notes[0]
 
 
+def test_the_deformed_ct_is_told_by_its_description_where_frames_do_not(tmp_path, write_series):
+    identity = {"PatientID": "1_01_P", "PatientName": "1_01_P"}
+    for value, description in ((100, "CT 3mm"), (200, "CTtoMR")):
+        write_series(tmp_path / "1_01_P", value, description, **identity)
+    write_series(tmp_path / "1_01_P", 400, "t2_tse_tra", modality="MR", **identity)
+    (case,) = find(tmp_path).cases
+    assert values(case) == (200 - 1024, 400) and case.facts["target_contrast"] == "T2w"
+
+
 def test_a_folder_that_bears_the_patients_name_names_no_case(tmp_path, write_series):
     people = {
         "DOE_Jane_1": {"PatientID": "mrn-1", "PatientName": "Doe^Jane"},

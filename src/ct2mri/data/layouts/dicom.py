@@ -84,9 +84,8 @@ class GoldAtlas:
     """One folder a patient (1_01_P: site, number), with the DICOM files of CT, deformed CT, T1 and T2.
 
     The deformed CT lies on the MR and is taken before the CT as scanned; which MR is for the user to say
-    (`--target t2`). Data: Nyholm et al., Medical Physics 2018, doi:10.1002/mp.12748. How its series are
-    described is not documented: the deformed CT is told by the MR's frame of reference, else by its
-    description.
+    (`--target t2`). Data: Nyholm et al., Medical Physics 2018, doi:10.1002/mp.12748. The deformed CT is told
+    by the MR's frame of reference, else by its description (CTtoMR).
     """
 
     name: Layout = "gold-atlas"
@@ -115,7 +114,7 @@ class GoldAtlas:
 
 
 _ATLAS_FOLDER = re.compile(r"[123]_\d\d_P", re.IGNORECASE)
-_DEFORMED = re.compile(r"def|warp|regist|\breg\b|transformed", re.IGNORECASE)
+_DEFORMED = re.compile(r"CT.?to.?MR|def|warp|regist|\breg\b|transformed", re.IGNORECASE)
 
 
 def _atlas_folders(raw: Path) -> list[Path]:
