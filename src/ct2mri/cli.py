@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from ct2mri import options
-from ct2mri.errors import CasesLeftOutError, RequestError, TrainingDivergedError
+from ct2mri.errors import CasesLeftOutError, ProcessDiedError, RequestError, TrainingDivergedError
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"ct2mri: {error.strerror or error}{where}.", file=sys.stderr)
         return 1
-    except (CasesLeftOutError, TrainingDivergedError) as error:
+    except (CasesLeftOutError, ProcessDiedError, TrainingDivergedError) as error:
         print(f"ct2mri: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

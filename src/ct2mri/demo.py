@@ -143,11 +143,11 @@ def _translate(
         name,
         output,
         None,
-        lambda on_step: pipeline.translate(ct, seed=options.seed, on_step=on_step),
+        lambda pipeline, on_step: pipeline.translate(ct, seed=options.seed, on_step=on_step),
         pipeline.plan,
         {"source": name},
     )
-    return do_job(job, settings_of(pipeline, request, pipeline.plan))
+    return do_job(job, pipeline, settings_of(pipeline, request, pipeline.plan))
 
 
 def _facts(pipeline: TranslationPipeline, options: DemoOptions) -> str:

@@ -18,3 +18,7 @@ class TrainingDivergedError(RuntimeError):
 
 class CasesLeftOutError(Exception):
     """With `--strict`: the work was done, but not for every case. One sentence; exit code 1."""
+
+
+class ProcessDiedError(RuntimeError):
+    """Of several processes that work together, another one ended early. One sentence; exit code 1."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,19 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(path: str | Path) -> None:
+    """Remove what processes that were killed left of `path` half-written; nobody may be writing it now."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        return
+    for left in path.parent.iterdir():
+        name = left.name
+        if re.fullmatch(rf"(\.\d+-partial-)+{re.escape(path.name)}", name):
+            left.unlink(missing_ok=True)
+        elif re.fullmatch(rf"\.(partial|replaced)-{re.escape(path.name)}-[^-]{{8}}", name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

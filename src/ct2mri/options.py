@@ -332,6 +332,16 @@ class TranslateOptions:
         "what to write: `dicom` a series in the folder -o; `auto` by the suffix of -o, NIfTI into folders",
         "auto",
     )
+    processes: int = argument(
+        "of several CTs, so many are worked on side by side, each in a process of its own and on a card of "
+        "its own where there are several (0: all in this one)",
+        0,
+    )
+    share: str | None = argument(
+        "I/N: of several CTs, only the I-th of N shares, counted from 1, as one of N such commands; torchrun "
+        "and srun deal the shares out by themselves",
+        None,
+    )
     anonymize: bool = argument("leave the patient out of DICOM results", False)
     overwrite: bool = argument("write results again that are there already", False)
 

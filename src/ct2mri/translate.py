@@ -1,12 +1,14 @@
 """`ct2mri translate`: a CT, a folder of CTs, or a prepared data set's held-out cases become MR volumes."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.dicom_write import require_replaceable, straight_affine
 from ct2mri.data.io import (
     find_volumes,
@@ -27,7 +29,8 @@ from ct2mri.pipeline import (
     to_target_units,
 )
 from ct2mri.stages import OnStep, check_batch_size
-from ct2mri.translation_jobs import Job, dicom_modality, do_all, do_job, settings_of, sidecar_of
+from ct2mri.translation_cohort import Share, do_all, share_of
+from ct2mri.translation_jobs import Job, dicom_modality, do_job, settings_of, sidecar_of
 
 SUFFIX = ".nii.gz"
 
@@ -48,14 +51,20 @@ def translate(options: TranslateOptions) -> None:
         )
     _check_format(options)
     check_batch_size(options.batch_size)
+    share = share_of(options)
     if options.data is not None:
-        _translate_dataset(options, options.data)
+        _translate_dataset(options, options.data, share)
     else:
         assert options.input is not None
         if not options.input.exists():
             raise RequestError(f"There is no file or folder {options.input}; give a CT or a folder of CTs.")
         if options.input.is_dir() and not is_volume_path(options.input):
-            _translate_cohort(options, options.input)
+            _translate_cohort(options, options.input, share)
+        elif options.processes > 0 or share.count > 1:
+            raise RequestError(
+                f"{options.input} is one CT, which several processes cannot share; leave out --processes, "
+                "--share and torchrun, or give a folder of CTs."
+            )
         else:
             _translate_file(options, options.input)
 
@@ -121,18 +130,18 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         options,
         source.name,
         (options.output, options.uncertainty),
-        lambda on_step: _run(pipeline, options, ct, mask, on_step),
+        partial(_run, options, ct, mask),
         pipeline.plan,
         {"source": source.name},
     )
-    do_job(job, settings_of(pipeline, options, pipeline.plan))
+    do_job(job, pipeline, settings_of(pipeline, options, pipeline.plan))
 
 
 def _job(
     options: TranslateOptions,
     name: str,
     outputs: tuple[Path, Path | None],
-    run: Callable[[OnStep], TranslationResult],
+    run: Callable[[TranslationPipeline, OnStep], TranslationResult],
     plan: Plan,
     facts: dict[str, Any],
 ) -> Job:
@@ -141,7 +150,7 @@ def _job(
     return Job(name, *outputs, run, plan, facts, options.format == "dicom", options.anonymize)
 
 
-def _translate_cohort(options: TranslateOptions, folder: Path) -> None:
+def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> None:
     if options.mask is not None:
         raise RequestError("--mask is the body of one CT; for a folder of CTs, translate them one by one.")
     _require_folders(options, f"{folder} is a folder of CTs")
@@ -149,25 +158,21 @@ def _translate_cohort(options: TranslateOptions, folder: Path) -> None:
         raise RequestError(f"Results would lie among their CTs in {folder}; give another output folder.")
     sources = find_cts(folder)
     pipeline = _load_pipeline(options)
-
-    def job(name: str, source: Path) -> Job:
-        def run(on_step: OnStep) -> TranslationResult:
-            try:
-                ct = load_volume(source)
-            except OSError as error:  # this file cannot be read, others may
-                raise RequestError(f"{source} cannot be read ({error.strerror}).") from error
-            return _run(pipeline, options, ct, None, on_step)
-
-        return _job(options, name, _outputs(options, name), run, pipeline.plan, {"source": source.name})
-
-    do_all(
-        [job(name, source) for name, source in sources.items()],
-        settings_of(pipeline, options, pipeline.plan),
-        options,
-    )
+    jobs = [
+        _job(
+            options,
+            name,
+            _outputs(options, name),
+            partial(_run_path, options, source),
+            pipeline.plan,
+            {"source": source.name},
+        )
+        for name, source in sources.items()
+    ]
+    do_all(jobs, pipeline, settings_of(pipeline, options, pipeline.plan), options, share, load_pipeline)
 
 
-def _translate_dataset(options: TranslateOptions, root: Path) -> None:
+def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> None:
     if options.mask is not None or options.plan is not None:
         raise RequestError(
             "--mask and --plan go with a CT; a prepared data set has its own body masks and its own plan."
@@ -189,14 +194,18 @@ def _translate_dataset(options: TranslateOptions, root: Path) -> None:
             f"{getattr(pipeline.plan, name)}; prepare the data with the model's plan (--plan)."
         )
 
-    def job(case_id: str) -> Job:
-        def run(on_step: OnStep) -> TranslationResult:
-            return _run_case(pipeline, options, dataset, case_id, on_step)
-
-        outputs = _outputs(options, case_id)
-        return _job(options, case_id, outputs, run, dataset.plan, {"case_id": case_id})
-
-    do_all([job(case_id) for case_id in case_ids], settings_of(pipeline, options, dataset.plan), options)
+    jobs = [
+        _job(
+            options,
+            case_id,
+            _outputs(options, case_id),
+            partial(_run_case, options, dataset.case(case_id), dataset.plan),
+            dataset.plan,
+            {"case_id": case_id},
+        )
+        for case_id in case_ids
+    ]
+    do_all(jobs, pipeline, settings_of(pipeline, options, dataset.plan), options, share, load_pipeline)
 
 
 def find_cts(folder: Path) -> dict[str, Path]:
@@ -241,6 +250,11 @@ def _outputs(options: TranslateOptions, name: str) -> tuple[Path, Path | None]:
 
 
 def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
+    """The model, to work with here, or only to check the request where other processes do the work."""
+    return load_pipeline(replace(options, device="cpu") if options.processes > 0 else options)
+
+
+def load_pipeline(options: TranslateOptions) -> TranslationPipeline:
     """The model, with the settings of the request checked before any volume is worked on."""
     pipeline = TranslationPipeline.from_pretrained(
         starter_folder() if options.model is None else options.model, options.device
@@ -255,11 +269,21 @@ def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
     return pipeline
 
 
+def _run_path(
+    options: TranslateOptions, source: Path, pipeline: TranslationPipeline, on_step: OnStep
+) -> TranslationResult:
+    try:
+        ct = load_volume(source)
+    except OSError as error:  # this file cannot be read, others may
+        raise RequestError(f"{source} cannot be read ({error.strerror}).") from error
+    return _run(options, ct, None, pipeline, on_step)
+
+
 def _run(
-    pipeline: TranslationPipeline,
     options: TranslateOptions,
     ct: Volume,
     mask: Volume | None,
+    pipeline: TranslationPipeline,
     on_step: OnStep,
 ) -> TranslationResult:
     if options.format == "dicom":
@@ -279,14 +303,13 @@ def _run(
 
 
 def _run_case(
-    pipeline: TranslationPipeline,
     options: TranslateOptions,
-    dataset: PreparedDataset,
-    case_id: str,
+    case: PreparedCase,
+    plan: Plan,
+    pipeline: TranslationPipeline,
     on_step: OnStep,
 ) -> TranslationResult:
     """Translate a prepared case on its own grid, in the units of the data set's plan."""
-    case, plan = dataset.case(case_id), dataset.plan
     drawn = pipeline.sample(
         case.source,
         mask=case.mask,

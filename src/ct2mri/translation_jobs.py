@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,11 @@ from ct2mri.data.dicom_write import count_images, mr_factor, require_replaceable
 from ct2mri.data.io import save_volume, volume_stem
 from ct2mri.data.plan import Plan, modality_in_hu, modality_is_mr
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_path, read_json, write_json
+from ct2mri.files import atomic_path, read_json, sweep, write_json
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.options import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
-
-SUMMARY = "translate-summary.json"
 
 
 @dataclass
@@ -32,8 +30,9 @@ class Job:
         name: shown on the progress bar.
         output: the volume to write, or the folder of a DICOM series.
         uncertainty: the spread to write, or None.
-        run: does the work; takes a function that is told of progress. Where the source came as DICOM, the
-            metadata of the result's volume hold its `dicom`.
+        run: does the work; takes the pipeline and a function that is told of progress. Where the source came
+            as DICOM, the metadata of the result's volume hold its `dicom`. It can be pickled, so that another
+            process can do the job.
         plan: what the result means.
         facts: of the sidecar: what it was translated from.
         dicom: the output is a DICOM series.
@@ -43,7 +42,7 @@ class Job:
     name: str
     output: Path
     uncertainty: Path | None
-    run: Callable[[OnStep], TranslationResult]
+    run: Callable[[TranslationPipeline, OnStep], TranslationResult]
     plan: Plan
     facts: dict[str, Any] = field(default_factory=dict)
     dicom: bool = False
@@ -84,6 +83,14 @@ class Job:
             )
         return True
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed left half-written beside the outputs."""
+        for path in (self.output, self.sidecar):
+            sweep(path)
+        if self.uncertainty is not None:
+            sweep(self.uncertainty)
+            sweep(sidecar_of(self.uncertainty))
+
     def _is_whole(self, before: dict[str, Any] | None) -> bool:
         """Whether all files are there; `before` is what the sidecar holds, None where there is none."""
         if before is None or (self.uncertainty is not None and not self.uncertainty.exists()):
@@ -117,8 +124,9 @@ def dicom_modality(plan: Plan) -> Literal["MR", "CT"]:
 class _Progress:
     """A bar that shows one stage of one volume at a time, with the time it has left."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shown: bool) -> None:
         self.name = name
+        self.shown = shown
         self.stage = ""
         self.bar: tqdm[Any] | None = None
 
@@ -127,7 +135,14 @@ class _Progress:
         if bar is None or stage != self.stage:
             self.close()
             self.stage = stage
-            bar = tqdm(desc=f"{self.name}: {stage}", total=total, initial=step - 1, unit="step", leave=False)
+            bar = tqdm(
+                desc=f"{self.name}: {stage}",
+                total=total,
+                initial=step - 1,
+                unit="step",
+                leave=False,
+                disable=not self.shown,
+            )
             self.bar = bar
         bar.update(step - int(bar.n))
 
@@ -136,55 +151,28 @@ class _Progress:
             self.bar.close()
 
 
-def do_all(jobs: Sequence[Job], settings: dict[str, Any], options: TranslateOptions) -> None:
-    """Do what is not done yet; a job that fails does not stop the others.
-
-    Raises:
-        RequestError: some failed.
-    """
-    is_done = [not options.overwrite and job.is_done(settings) for job in jobs]
-    failed: dict[str, str] = {}
-    done = 0
-    for number, job in enumerate(jobs):
-        if is_done[number]:
-            continue
-        try:
-            do_job(job, settings, f"{number + 1}/{len(jobs)} ")
-            done += 1
-        except (RequestError, RuntimeError, MemoryError) as error:
-            failed[job.name] = " ".join(str(error).split()) or type(error).__name__
-            _tell(f"FAILED {job.name}: {failed[job.name]}")
-    summary = options.output / SUMMARY
-    write_json(
-        summary,
-        {"translated": done, "done_before": sum(is_done), "failed": failed, "ct2mri": __version__},
-    )
-    print(f"{done} translated, {sum(is_done)} done before, {len(failed)} failed; {options.output}")
-    if failed:
-        raise RequestError(
-            f"{len(failed)} of {len(jobs)} could not be translated ({', '.join(failed)}): {summary} "
-            "tells why, and the same command goes on with them."
-        )
-
-
-def do_job(job: Job, settings: dict[str, Any], place: str = "") -> TranslationResult:
+def do_job(
+    job: Job, pipeline: TranslationPipeline, settings: dict[str, Any], number: str = "", *, bar: bool = True
+) -> TranslationResult:
     """Translate, mark and write one volume, all its files or none.
 
     Args:
         job: what to do.
+        pipeline: what to do it with.
         settings: of `settings_of`, for the sidecar.
-        place: shown before the name on the progress bar.
+        number: shown before the name on the progress bar.
+        bar: whether to show one.
     """
     if job.dicom:
         require_replaceable(job.output)
     start = time.perf_counter()
-    progress = _Progress(f"{place}{job.name}")
+    progress = _Progress(f"{number}{job.name}", bar)
     try:
-        result = job.run(progress)
+        result = job.run(pipeline, progress)
     finally:
         progress.close()
     for sentence in result.warnings:
-        _tell(f"WARNING, {job.name}: {sentence}")
+        tell(f"WARNING, {job.name}: {sentence}")
     synthetic = f"synthetic {job.plan.target_modality.upper()}"
     facts = {
         "safety": safety_sentence(job.plan),
@@ -277,6 +265,6 @@ def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: 
     }
 
 
-def _tell(sentence: str) -> None:
+def tell(sentence: str) -> None:
     """Say something on standard error, above the progress bar."""
     tqdm.write(sentence, file=sys.stderr)

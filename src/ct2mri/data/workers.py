@@ -43,7 +43,11 @@ def default_workers() -> int:
 
 
 def over_cases(
-    function: Callable[[Case], Result], cases: Sequence[Case], workers: int | None, desc: str
+    function: Callable[[Case], Result],
+    cases: Sequence[Case],
+    workers: int | None,
+    desc: str,
+    option: str = "--workers",
 ) -> Iterator[tuple[Case, Result | RequestError]]:
     """Apply a function to every case, and yield each case with its result as soon as it is there.
 
@@ -56,6 +60,7 @@ def over_cases(
         workers: processes, one case each at a time; 0: none, all is done in this process, and an error that
             nobody foresaw ends it; None: `default_workers`.
         desc: the word on the progress bar.
+        option: what the number of workers is called where it is given.
 
     Raises:
         RequestError: the number of workers is negative, or they cannot be started.
@@ -64,8 +69,8 @@ def over_cases(
     if workers is None:
         workers = default_workers()
     if workers < 0:
-        raise RequestError(f"--workers is {workers}; give the number of processes, 0 for none beside this.")
-    done = _here(function, cases) if workers == 0 else _beside(function, cases, workers)
+        raise RequestError(f"{option} is {workers}; give the number of processes, 0 for none beside this.")
+    done = _here(function, cases) if workers == 0 else _beside(function, cases, workers, option)
     with tqdm(total=len(cases), desc=desc, unit="case", file=sys.stderr) as progress, closing(done):
         for case, result in done:
             yield case, result
@@ -83,7 +88,7 @@ def _here(
 
 
 def _beside(
-    function: Callable[[Case], Result], cases: Sequence[Case], workers: int
+    function: Callable[[Case], Result], cases: Sequence[Case], workers: int, option: str
 ) -> Generator[tuple[Case, Result | RequestError]]:
     """The cases' results in order of completion.
 
@@ -97,7 +102,8 @@ def _beside(
     try:
         while waiting or busy:
             while len(starting) < len(waiting) and len(starting) + len(busy) < workers:
-                connection, process = _start(function)
+                alive = [*starting.values(), *(process for process, _ in busy.values())]
+                connection, process = _start(function, _free_number(alive), option)
                 starting[connection] = process
             ready = wait([*starting, *busy])
             for connection in [each for each in (*starting, *busy) if each in ready]:
@@ -105,13 +111,13 @@ def _beside(
                 if connection in starting:
                     process = starting.pop(connection)
                     if _received(connection) is None:
-                        raise _not_started(process)
+                        raise _not_started(process, option)
                 else:
                     process, case = busy.pop(connection)
                     answer = _received(connection)
                     if isinstance(answer, OSError):
                         raise answer
-                    finished.append((case, _died(process) if answer is None else answer[0]))
+                    finished.append((case, _died(process, option) if answer is None else answer[0]))
                 if waiting and process.is_alive():
                     case = waiting.popleft()
                     busy[connection] = process, case
@@ -129,11 +135,17 @@ def _beside(
             process.join()
 
 
-def _start(function: Callable[[Any], Any]) -> tuple[Connection, SpawnProcess]:
+def _free_number(alive: Sequence[SpawnProcess]) -> int:
+    """The lowest number that no worker has: as many numbers as workers, also after some have died."""
+    taken = {process.name for process in alive}
+    return next(number for number in range(len(taken) + 1) if str(number) not in taken)
+
+
+def _start(function: Callable[[Any], Any], number: int, option: str) -> tuple[Connection, SpawnProcess]:
     """A new worker process, and the connection to it."""
     context = get_context("spawn")  # never fork: libraries that hold threads would hang in the copy
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process = context.Process(target=_serve, name=str(number), args=(theirs, number, option), daemon=True)
     process.start()
     theirs.close()
     with suppress(OSError):
@@ -149,38 +161,40 @@ def _received(connection: Connection) -> Any:
         return None
 
 
-def _not_started(process: SpawnProcess) -> RequestError:
+def _not_started(process: SpawnProcess, option: str) -> RequestError:
     process.join()
     return RequestError(
         f"Worker processes cannot be started (exit code {process.exitcode}); a script that calls this needs "
-        'its work under `if __name__ == "__main__":`, or take --workers 0.'
+        'its work under `if __name__ == "__main__":`, or take '
+        f"{option} 0."
     )
 
 
-def _died(process: SpawnProcess) -> RequestError:
+def _died(process: SpawnProcess, option: str) -> RequestError:
     process.join()
     code = process.exitcode or 0
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return RequestError(
         f"its process was ended from outside or crashed ({how}), most often because memory ran out; run "
-        "again with fewer --workers: what is complete is kept"
+        f"again with fewer {option}: what is complete is kept"
     )
 
 
 # In the worker
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, number: int, option: str) -> None:
     """Receive a function, then cases; send the result of each, until the connection is closed."""
     for name in _THREAD_SETTINGS:
         os.environ[name] = "1"
+    os.environ["LOCAL_RANK"] = str(number)  # the name that tells which of a machine's cards is whose
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function = connection.recv()  # unpickling imports the libraries that read the settings above
     connection.send("ready")
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            connection.send(_answer(function, connection.recv()))
+            connection.send(_answer(function, connection.recv(), option))
 
 
 def _end_with_parent() -> None:
@@ -191,24 +205,24 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(function: Callable[[Any], Any], case: Any) -> tuple[Any] | OSError:
+def _answer(function: Callable[[Any], Any], case: Any, option: str) -> tuple[Any] | OSError:
     try:
         return (function(case),)
     except RequestError as error:
         return (error,)
     except MemoryError:
-        return (RequestError("memory does not suffice for it; run again with fewer --workers"),)
+        return (RequestError(f"memory does not suffice for it; run again with fewer {option}"),)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
             return error
-        return (_unforeseen(error),)
+        return (_unforeseen(error, option),)
 
 
-def _unforeseen(error: Exception) -> RequestError:
+def _unforeseen(error: Exception, option: str) -> RequestError:
     """One sentence on an error; not its own message, which may quote a patient's header."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return RequestError(
         f"an unforeseen {type(error).__name__} ({Path(frame.filename).name}, line {frame.lineno}){why}; "
-        "--workers 0 stops there and shows all of it"
+        f"{option} 0 stops there and shows all of it"
     )

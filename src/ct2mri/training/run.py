@@ -20,7 +20,7 @@ import torch
 from ct2mri import __version__
 from ct2mri.data.plan import Plan
 from ct2mri.errors import RequestError
-from ct2mri.files import read_json, write_json
+from ct2mri.files import read_json, sweep, write_json
 from ct2mri.options import TrainOptions
 
 CHECKPOINT = "last.ckpt"
@@ -114,8 +114,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove half-written checkpoints of a process that was killed."""
-        for path in self.path.glob(f".*-partial-{CHECKPOINT}"):
-            path.unlink()
+        sweep(self.checkpoint)
 
     def record(self, **facts: Any) -> None:
         """Write plan.json, and run.json with `facts` beside what the folder knows."""

@@ -1,0 +1,184 @@
+"""Many volumes shared out among processes: each once, none lost, whoever dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from ct2mri.data.io import load_volume, save_volume
+from ct2mri.errors import RequestError
+from ct2mri.options import TranslateOptions
+from ct2mri.translate import translate
+
+STEPS = 4
+"""Enough that a case takes a while, and a process is met at work."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "slices"
+    tiny.pipeline(latents=None).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Seven CTs, the fourth of which is no CT."""
+    folder = tmp_path_factory.mktemp("cohort") / "cts"
+    for number in range(7):
+        save_volume(tiny.ct((40, 44, 36), seed=number), folder / f"c{number}.nii.gz")
+    (folder / "c3.nii.gz").write_bytes(b"nothing")
+    return folder
+
+
+GOOD = ["c0", "c1", "c2", "c4", "c5", "c6"]
+
+
+def run(cohort, output, model, **options):
+    translate(
+        TranslateOptions(input=cohort, output=output, model=model, device="cpu", steps=STEPS, **options)
+    )
+
+
+def done(output: Path) -> list[str]:
+    return sorted(path.name.removesuffix(".nii.gz") for path in output.glob("c*.nii.gz"))
+
+
+def times(output: Path) -> dict[str, int]:
+    return {name: (output / f"{name}.nii.gz").stat().st_mtime_ns for name in done(output)}
+
+
+def check_all(output: Path, model: str, cohort: Path) -> None:
+    """All good CTs are translated, whole, with their sidecars, and nothing else lies there."""
+    assert done(output) == GOOD
+    files = {path.name for path in output.iterdir() if not path.name.startswith("translate-summary")}
+    assert files == {f"{name}.{suffix}" for name in GOOD for suffix in ("json", "nii.gz")}
+    pipeline = tiny.pipeline(latents=None)
+    for name in (GOOD[0], GOOD[-1]):
+        expected = pipeline(load_volume(cohort / f"{name}.nii.gz"), num_inference_steps=STEPS)
+        result = load_volume(output / f"{name}.nii.gz")
+        np.testing.assert_allclose(result.array, expected.array, rtol=1e-4, atol=1e-3)
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def command(cohort: Path, output: Path, model: str) -> list[str]:
+    words = ["ct2mri", "translate", str(cohort), "-o", str(output), "--model", model]
+    return [*words, "--device", "cpu", "--steps", str(STEPS)]
+
+
+def children(pid: int, word: str) -> list[int]:
+    """Processes below another one whose command line holds a word."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        line = Path(f"/proc/{child}/cmdline")
+        if line.exists() and word in line.read_bytes().decode():
+            found.append(int(child))
+    return found
+
+
+def kill_one(process: subprocess.Popen[str], word: str, output: Path) -> None:
+    """Kill one of the processes that a command started, when two cases are done."""
+    deadline = time.monotonic() + 300
+    while len(done(output)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = children(process.pid, word)
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def test_shares_are_disjoint_and_whole(model, cohort, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RequestError, match=r"1 of 3 could not be translated \(c3\).*summary-2-of-2"):
+        run(cohort, out, model, share="2/2")
+    assert done(out) == ["c1", "c5"]
+    before = times(out)
+    run(cohort, out, model, share="1/2")
+    check_all(out, model, cohort)
+    assert times(out).items() >= before.items()
+    summary = json.loads((out / "translate-summary-1-of-2.json").read_text())
+    assert (summary["translated"], summary["done_before"]) == (4, 0)
+    run(cohort, out, model, share="5/5")
+    summary = json.loads((out / "translate-summary-5-of-5.json").read_text())
+    assert (summary["translated"], summary["done_before"]) == (0, 1), "other shares know what is done"
+
+
+def test_what_cannot_be_shared_is_refused(model, cohort, tmp_path, monkeypatch):
+    for share in ("0/2", "3/2", "2", "1/0", "-1/2", "a/b"):
+        with pytest.raises(RequestError, match=rf"I/N.*got {share}; .*SLURM_ARRAY_TASK_ID"):
+            run(cohort, tmp_path / "out", model, share=share)
+    with pytest.raises(RequestError, match="--processes is -1"):
+        run(cohort, tmp_path / "out", model, processes=-1)
+    for given in ({"processes": 2}, {"share": "1/2"}):
+        with pytest.raises(RequestError, match="is one CT, which several processes cannot share"):
+            run(cohort / "c0.nii.gz", tmp_path / "mr.nii.gz", model, **given)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="torchrun or srun started 2 processes"):
+        run(cohort, tmp_path / "out", model, processes=2)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_proc
+def test_a_killed_worker_costs_one_case_and_the_next_run_does_it(model, cohort, tmp_path):
+    out = tmp_path / "out"
+    process = start([*command(cohort, out, model), "--processes", "2"], tmp_path)
+    kill_one(process, "spawn_main", out)
+    assert process.wait(300) == 2, (tmp_path / "said").read_text()
+    summary = json.loads((out / "translate-summary.json").read_text())
+    failed = set(summary["failed"])
+    # Only a worker that was killed between two cases takes none with it.
+    assert {"c3"} <= failed and len(failed) <= 2
+    assert summary["translated"] == len(done(out)) == 7 - len(failed)
+    if len(failed) == 2:
+        (lost,) = failed - {"c3"}
+        assert "SIGKILL" in summary["failed"][lost] and "--processes" in summary["failed"][lost]
+        assert lost not in done(out)
+    before = times(out)
+    with pytest.raises(RequestError, match=r"1 of 7 could not be translated \(c3\)"):
+        run(cohort, out, model)
+    check_all(out, model, cohort)
+    assert times(out).items() >= before.items(), "nothing was done twice"
+
+
+@needs_proc
+def test_torchrun_shares_out_survives_a_death_and_goes_on(model, cohort, tmp_path):
+    out = tmp_path / "out"
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    process = start([*torchrun, *command(cohort, out, model)], tmp_path)
+    kill_one(process, "ct2mri", out)
+    assert process.wait(300) != 0
+    assert "Signal 9 (SIGKILL)" in (tmp_path / "said").read_text(), "it ends with what befell the process"
+    assert not (out / "translate-summary.json").exists()
+    before = times(out)
+    assert 2 <= len(before) < len(GOOD)
+
+    # One bad CT does not keep the other process from its share.
+    assert start([*torchrun, *command(cohort, out, model)], tmp_path).wait(300) != 0
+    check_all(out, model, cohort)
+    assert times(out).items() >= before.items(), "nothing was done twice"
+    summary = json.loads((out / "translate-summary.json").read_text())
+    assert (summary["translated"], summary["done_before"]) == (6 - len(before), len(before))
+    assert list(summary["failed"]) == ["c3"]
+    said = (tmp_path / "said").read_text()
+    assert said.count(f"{6 - len(before)} translated, {len(before)} done before, 1 failed") == 1
