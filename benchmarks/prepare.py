@@ -9,8 +9,6 @@ Each preparation is a process of its own, whose peak memory and whose workers' t
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import statistics
@@ -18,18 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 
-from ct2mri import __version__
 from ct2mri.data.geometry import grid_with_spacing, resample
 from ct2mri.data.io import save_volume
 from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.prepare import prepare
 from ct2mri.options import PrepareOptions
+from machine import hardware, table, versions
 
 
 def write_patients(raw: Path, patients: int, spacing: float) -> tuple[int, int, int]:
@@ -54,14 +50,6 @@ def one_run(raw: Path, dataset: Path, workers: int) -> None:
         for name, who in (("command", resource.RUSAGE_SELF), ("worker", resource.RUSAGE_CHILDREN))
     }
     print(json.dumps({"seconds": time.perf_counter() - start} | peaks))
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -90,29 +78,32 @@ def main() -> None:
                 shutil.rmtree(dataset)
 
     megavoxels = float(np.prod(shape)) / 1e6
-    print(f"{date.today()}; {processor()}, {os.cpu_count()} cores; {platform.system()}")
-    print(
-        f"ct2mri {__version__}, Python {platform.python_version()}, numpy {np.__version__}, "
-        f"SimpleITK {SimpleITK.Version.VersionString()}"
-    )
+    print(hardware())
+    print(versions("numpy", "SimpleITK"))
     print(
         f"{arguments.patients} patients, CT and MR of {'×'.join(map(str, shape))} voxels ({megavoxels:.1f} "
         f"million) as .nii.gz; medians of {arguments.repeats} runs"
     )
-    print("\n| workers | time | a case | speed | peak memory of a worker | of the command |")
-    print("|---|---|---|---|---|---|")
 
     def median(workers: int, name: str) -> float:
         return statistics.median(run[name] for run in runs[workers])
 
     slowest = median(arguments.workers[0], "seconds")
+    rows = []
     for workers in arguments.workers:
         seconds = median(workers, "seconds")
-        print(
-            f"| {workers} | {seconds:.1f} s | {seconds / arguments.patients:.1f} s | "
-            f"{slowest / seconds:.2f}× | {median(workers, 'worker'):.0f} MB | "
-            f"{median(workers, 'command'):.0f} MB |"
+        rows.append(
+            [
+                workers,
+                f"{seconds:.1f} s",
+                f"{seconds / arguments.patients:.1f} s",
+                f"{slowest / seconds:.2f}×",
+                f"{median(workers, 'worker'):.0f} MB",
+                f"{median(workers, 'command'):.0f} MB",
+            ]
         )
+    header = ["workers", "time", "a case", "speed", "peak memory of a worker", "of the command"]
+    print(f"\n{table(header, rows)}")
 
 
 if __name__ == "__main__":

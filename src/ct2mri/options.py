@@ -149,7 +149,11 @@ class TrainOptions:
     validation_cases: int = argument("cases in each validation", 8)
     precision: Literal["auto", "32", "bf16"] = argument("`auto` takes bf16 where the hardware has it", "auto")
     device: str = argument("auto, cpu, cuda or mps", "auto")
-    workers: int = argument("processes that load data (0: none beside the training)", 0)
+    workers: int | None = argument(
+        "processes that load data (0: none beside the training); default: 0 on a CPU, else one a core, "
+        "at most 8",
+        None,
+    )
     gradient_checkpointing: bool = argument("trade time for memory", False)
     flips: bool = argument("mirror left-right at random", True)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def place() -> Place:
     return Place(rank, world_size, local_rank, world_size // nodes)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def say_as_torchrun_does() -> None:
     """Set, for libraries that read them, the variables that `torchrun` would have set in this process."""
     here = place()
@@ -83,6 +89,29 @@ def _first_host(nodes: str) -> str:
     return f"{found[1]}{found[2] or ''}" if found else "localhost"
 
 
+def join(backend: str = "gloo", timeout: timedelta = _LONGEST_WAIT) -> None:
+    """Join the processes that were started together, once; nothing where this one is alone.
+
+    Args:
+        backend: of torch.distributed; for what is told as objects it must work on the CPU.
+        timeout: how long the others are waited for.
+
+    Raises:
+        ProcessDiedError: one of them ended before it joined.
+    """
+    if place().world_size == 1:
+        return
+    from torch import distributed
+
+    say_as_torchrun_does()
+    if distributed.is_initialized():
+        return
+    try:
+        distributed.init_process_group(backend, timeout=timeout)
+    except RuntimeError as error:
+        raise died() from error
+
+
 class Group:
     """Processes that tell one another what they found; a single one talks to itself."""
 
@@ -101,7 +130,7 @@ class Group:
         try:
             distributed.all_gather_object(everything, found)
         except RuntimeError as error:
-            raise _died() from error
+            raise died() from error
         return everything
 
 
@@ -112,23 +141,18 @@ def group() -> Iterator[Group]:
     Raises:
         ProcessDiedError: one of them ended before it joined.
     """
-    if place().world_size == 1:
-        yield Group()
-        return
-    from torch import distributed
-
-    say_as_torchrun_does()
-    try:
-        distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
-    except RuntimeError as error:
-        raise _died() from error
+    join()
     try:
         yield Group()
     finally:
-        distributed.destroy_process_group()
+        if place().world_size > 1:
+            from torch import distributed
+
+            distributed.destroy_process_group()
 
 
-def _died() -> ProcessDiedError:
+def died() -> ProcessDiedError:
+    """What a process says that noticed the end of another."""
     return ProcessDiedError(
         "another of the processes ended early, see its own message; what is done is kept, and the same "
         "command goes on."

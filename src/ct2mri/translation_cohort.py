@@ -5,9 +5,7 @@ need not agree on anything while they work, on whatever machine they are. What a
 undone is done by the next run of the same command.
 """
 
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +19,7 @@ from ct2mri.errors import RequestError
 from ct2mri.files import write_json
 from ct2mri.options import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline
-from ct2mri.processes import group, place
+from ct2mri.processes import cores, group, place
 from ct2mri.translation_jobs import Job, do_job, tell
 
 SUMMARY = "translate-summary"
@@ -192,12 +190,8 @@ class _Work:
     @cached_property
     def pipeline(self) -> TranslationPipeline:
         """What the jobs are done with; the workers share the cores."""
-        torch.set_num_threads(max(1, _cores() // self.options.processes))
+        torch.set_num_threads(max(1, cores() // self.options.processes))
         return self.load(self.options)
 
     def __call__(self, job: Job) -> None:
         _do(job, self.pipeline, self.settings, bar=False)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 from training_tiny import Tiny, write_dataset
 
+from ct2mri.data.batching import BatchStream
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.stages import SlicesStage
 from ct2mri.training.fit import train_slices
-from ct2mri.training.slices import fold_patients
+from ct2mri.training.module import StageModule
+from ct2mri.training.slices import SlicesModule, fold_patients, slice_data, slice_items
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -37,7 +42,10 @@ def test_a_run_leaves_what_the_next_steps_need(tiny: Tiny, tmp_path: Path) -> No
     assert record["finished"] and record["steps"] == 6 and record["seconds"] > 0
     assert record["device"] == "cpu" and record["options"]["base_channels"] == 8
     assert PreparedDataset(tiny.data).plan == type(PreparedDataset(tiny.data).plan).read(run / "plan.json")
-    assert [row["step"] for row in rows(run / "train.csv")] == [str(n) for n in range(1, 7)]
+    logged = rows(run / "train.csv")
+    assert [row["step"] for row in logged] == [str(n) for n in range(1, 7)]
+    assert all(0 < float(row["waiting"]) < float(row["seconds"]) for row in logged)
+    assert record["speed"]["images_per_second"] > 0 and 0 < record["speed"]["waiting_share"] < 1
     assert set(rows(run / "validation.csv")[0]) == {"step", "loss", "l1", "psnr"}
     names = {path.name for path in (run / "pictures").iterdir()}
     assert names == {f"step-000000{s}-{o}.png" for s in (3, 6) for o in ("axial", "coronal", "sagittal")}
@@ -119,6 +127,34 @@ def test_published_settings_train_too(tiny: Tiny, tmp_path: Path) -> None:
         )
     )
     assert SlicesStage.load_stage(tmp_path / "run" / "best").sampler == "renoise"
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_gradients_of_several_batches_are_those_of_all_at_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving: bool
+) -> None:
+    options = tiny.slices(
+        tmp_path / "run", accumulate=3, max_steps=1, gradient_checkpointing=saving, gradient_clip=0.0
+    )
+    seen: list[torch.Tensor] = []
+
+    def keep(self: StageModule, optimizer: torch.optim.Optimizer) -> None:
+        seen.extend(p.grad.clone() for p in self.model.parameters() if p.grad is not None)
+
+    monkeypatch.setattr(StageModule, "on_before_optimizer_step", keep)
+    train_slices(options)
+
+    dataset, _ = slice_data(options)
+    items = slice_items(dataset, options)
+    torch.manual_seed(options.seed)
+    module = SlicesModule(replace(options, gradient_checkpointing=False), dataset.plan.channels)
+    stream = BatchStream(items.sizes, batch_size=4, seed=options.seed, shrink=items.shrink)
+    batches = [default_collate([items[request] for request in batch]) for batch in islice(stream, 3)]
+    (sum(module.loss(batch) for batch in batches) / 3).backward()  # type: ignore[union-attr]
+    expected = [p.grad for p in module.model.parameters() if p.grad is not None]
+    assert len(seen) == len(expected) > 50
+    for ours, whole in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-7)
 
 
 def test_bfloat16_and_gradient_checkpointing(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The parts of a training: averaged weights, learning rate, noise, expectation, logs, pictures, presets."""
 
 import csv
+import re
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from ct2mri.training.log import RunLog, Table
 from ct2mri.training.module import draw_diffusion
 from ct2mri.training.pictures import strip
 from ct2mri.training.slices import SlicesModule
+from ct2mri.training.speed import Speed
 
 PRESETS = sorted(path.name.removesuffix(".yaml") for path in (files("ct2mri") / "presets").iterdir())
 
@@ -109,6 +112,24 @@ def test_expectation_counts_memory_and_learns_nothing(tiny: Tiny, tmp_path: Path
     assert all(parameter.grad is None for parameter in module.parameters()) and module.training
     sentence = large.sentence(1000, torch.device("cpu"))
     assert "GB of memory on cpu" in sentence and "for 1000 batches" in sentence
+
+
+def test_speed_tells_waiting_from_working() -> None:
+    speed = Speed()
+    for step in range(3):
+        speed.begin()
+        for _ in range(2):  # two batches a step
+            time.sleep(0.2 if step == 0 else 0.02)
+            speed.batch(4)
+            time.sleep(0.03)
+            speed.pause()
+        seconds = speed.step()
+        assert seconds["seconds"] > seconds["waiting"] + 0.05
+    facts = speed.facts()
+    assert seconds["waiting"] > 0.03 and seconds["seconds"] > 0.1
+    assert facts["images_per_second"] == pytest.approx(16 / sum(speed.seconds[1:]), rel=1e-2)
+    assert 0.1 < facts["waiting_share"] < 0.9 and facts["seconds_per_step"] > 0.1
+    assert re.fullmatch(r"[\d.]+ images/s, \d+% waiting for data", speed.sentence())
 
 
 def test_a_table_drops_what_a_resumed_run_will_write_again(tmp_path: Path) -> None:

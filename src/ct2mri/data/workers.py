@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ct2mri.errors import RequestError
+from ct2mri.processes import cores
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -38,8 +39,7 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def default_workers() -> int:
     """One worker a core that this process may use, at most 4: each holds a case in memory."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(cores, _MOST_BY_DEFAULT)
+    return min(cores(), _MOST_BY_DEFAULT)
 
 
 def over_cases(

@@ -7,7 +7,7 @@ from ct2mri.bridge import BridgeSettings, bridge_sample, sample_bridge
 from ct2mri.diffusion import SeededNoise
 from ct2mri.options import TrainBaselineOptions, TrainSlicesOptions
 from ct2mri.stages import BridgeStage, Stage
-from ct2mri.training.module import Batch, generator_of
+from ct2mri.training.module import Batch, draw_items
 from ct2mri.training.slices import Planes, SliceModule
 
 
@@ -38,13 +38,13 @@ class BridgeModule(SliceModule):
         Timesteps (uniform from 1 to T) and noise come from each item's own key, as in the other stages.
         """
         target = batch["target"]
-        noises, timesteps = [], []
-        for key in batch["key"]:
-            generator = generator_of(self.options.seed, key)
-            last = self.settings.num_train_timesteps
-            timesteps.append(torch.randint(1, last + 1, (1,), generator=generator))
-            noises.append(torch.randn(target.shape[1:], generator=generator))
-        noise, timestep = torch.stack(noises).to(target), torch.cat(timesteps).to(target.device)
+        last = self.settings.num_train_timesteps
+        noise, timestep = draw_items(
+            target,
+            batch["key"],
+            self.options.seed,
+            lambda generator: torch.randint(1, last + 1, (1,), generator=generator),
+        )
         return self._loss(batch["source"], target, batch["weight"], noise, timestep)
 
     def _loss(

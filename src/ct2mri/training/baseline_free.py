@@ -15,9 +15,9 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.models.lookup import AIR, LookupTable, MeanVolumes, resized
 from ct2mri.options import TrainBaselineOptions
+from ct2mri.processes import place
 from ct2mri.stages import Condition, LookupStage, MeanStage, Stage, body_box, kind_of_volume
 from ct2mri.training.log import RunLog
-from ct2mri.training.loop import rank_and_world_size
 from ct2mri.training.pictures import strip
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Validation
@@ -117,7 +117,7 @@ def train_free(options: TrainBaselineOptions) -> None:
     Raises:
         RequestError: the data set lacks cases, or the run folder holds another run.
     """
-    if rank_and_world_size()[0] > 0:
+    if place().rank > 0:
         return
     dataset = PreparedDataset(options.data)
     plan = dataset.plan

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
 from ct2mri.models import VQVAE
 from ct2mri.models.layers import space_to_depth
+from ct2mri.processes import Group, place
 from ct2mri.stage_files import weights_hash
-from ct2mri.training.loop import rank_and_world_size
 
 SMALLEST_STD = 1e-3
 """A latent channel that varies less is not blown up further."""
@@ -66,12 +65,11 @@ class Latents:
         digest = hashlib.sha256(f"{identity} {weights_hash(vqvae)}".encode())
         self.root = run / "latents" / digest.hexdigest()[:16]
         wanted = [(case, flips) for case in training] + [(case, False) for case in validating]
-        rank, world_size = rank_and_world_size()
+        rank, world_size = place().rank, place().world_size
         mine = [(case, both) for case, both in wanted[rank::world_size] if not self.folder(case).exists()]
         for case, both in tqdm(mine, desc="encoding", unit="case", disable=len(mine) == 0 or rank > 0):
             self._encode(case, both)
-        while not all(self.folder(case).exists() for case, _ in wanted):
-            time.sleep(0.2)  # the other processes are still encoding their share
+        Group().gather(None)  # the other processes may still be encoding their share
         self.mean, self.std = self._statistics(training)
 
     def folder(self, case: PreparedCase) -> Path:

@@ -17,10 +17,11 @@ from ct2mri.files import read_json
 from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.models.layers import space_to_depth
 from ct2mri.options import TrainLatentsOptions
+from ct2mri.processes import place
 from ct2mri.stage_files import weights_hash
 from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.training.encoding import Latents
-from ct2mri.training.loop import check_options, fit, rank_and_world_size, training_device
+from ct2mri.training.loop import check_options, fit, training_device
 from ct2mri.training.module import (
     Batch,
     StageModule,
@@ -329,7 +330,7 @@ def train_latents(options: TrainLatentsOptions) -> None:
             load_initial_weights(module.model, options.init, "latents")
         return module
 
-    if rank_and_world_size()[0] == 0:
+    if place().rank == 0:
         save_vqvae(vqvae, options.output_dir / "vqvae")
     fit(
         RunFolder(options.output_dir, "latents", options, plan),

@@ -1,14 +1,17 @@
 """The training loop of every stage, on one process or several, new or resumed."""
 
 import logging
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import distributed
 from torch.utils.data import DataLoader, default_collate
 
 from ct2mri.data.batching import BatchStream, Bucket, Request
@@ -16,11 +19,16 @@ from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
 from ct2mri.options import TrainOptions
+from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.expectation import measure
 from ct2mri.training.module import StageModule
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Supervisor, Validation
+
+_LONGEST_WAIT = timedelta(hours=2)
+"""For other processes: for their part of what is done once, such as encoding volumes."""
+_MOST_WORKERS = 8
 
 
 def check_options(options: TrainOptions) -> None:
@@ -33,7 +41,7 @@ def check_options(options: TrainOptions) -> None:
         if getattr(options, name) < 1:
             raise RequestError(f"--{name} is at least 1, got {getattr(options, name)}.")
     for name in ("warmup_steps", "workers", "weight_decay", "gradient_clip"):
-        if not getattr(options, name) >= 0:
+        if not (getattr(options, name) or 0) >= 0:
             raise RequestError(f"--{name} is at least 0, got {getattr(options, name)}.")
     if not options.learning_rate > 0:
         raise RequestError(f"--learning_rate is above 0, got {options.learning_rate}.")
@@ -41,19 +49,46 @@ def check_options(options: TrainOptions) -> None:
         raise RequestError(f"--ema_decay is at least 0 and below 1, got {options.ema_decay}.")
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's number and the number of processes, as `torchrun` sets them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def training_device(name: str) -> torch.device:
-    """The device to train on; among several processes, this one's own.
+    """The device to train on; among several processes, this one's own, and they join one another.
 
     Raises:
-        RequestError: an unknown device, or one this machine has not.
+        RequestError: an unknown device, one that this machine has not, or fewer cards than processes.
+        ProcessDiedError: another process ended before it joined.
     """
-    device = choose_device(name)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
+    device, here = choose_device(name), place()
+    if device.type == "cuda" and torch.cuda.device_count() < here.local_world_size:
+        raise RequestError(
+            f"{here.local_world_size} processes train on this machine, which has {torch.cuda.device_count()} "
+            "cards for them; start one process a card."
+        )
+    # What is told as objects goes over the CPU, where the end of a process is noticed at once.
+    join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", _LONGEST_WAIT)
+    return device
+
+
+@contextmanager
+def noticing_deaths() -> Iterator[None]:
+    """Say in one sentence that another process ended, where an exchange with it fails.
+
+    Raises:
+        ProcessDiedError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise died() from error
+        raise
+
+
+def data_workers(options: TrainOptions, device: torch.device) -> int:
+    """Processes that load data beside this one: as asked for; else none on a CPU, which is busy training."""
+    if options.workers is not None:
+        return options.workers
+    if device.type == "cpu":
+        return 0
+    return min(_MOST_WORKERS, max(1, cores() // place().local_world_size - 1))
 
 
 def wants_bf16(options: TrainOptions, device: torch.device) -> bool:
@@ -91,8 +126,8 @@ def fit(
         TrainingDivergedError: the loss or its gradient was not finite.
     """
     options = folder.options
-    rank, world_size = rank_and_world_size()
-    device = training_device(options.device)
+    device, here = training_device(options.device), place()
+    rank, world_size = here.rank, here.world_size
     bf16 = wants_bf16(options, device)
     first_step = folder.steps_done()
     if first_step >= options.max_steps:
@@ -116,6 +151,7 @@ def fit(
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": world_size,
+        "workers": data_workers(options, device),
         "precision": "bf16" if bf16 else "32",
         "items": len(items),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
@@ -140,20 +176,22 @@ def fit(
         max_steps=options.max_steps,
         first_step=first_step,
     )
+    workers = data_workers(options, device)
     loader: DataLoader[Item] = DataLoader(
         items,
         batch_sampler=stream,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
     for name in ("lightning.pytorch", "lightning.fabric"):  # they tell of features that are not used here
         logging.getLogger(name).setLevel(logging.ERROR)
     trainer = lightning.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        num_nodes=world_size // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        devices=here.local_world_size,
+        num_nodes=world_size // here.local_world_size,
         strategy="ddp" if world_size > 1 else "auto",
+        plugins=[TorchElasticEnvironment()] if world_size > 1 else None,
         precision="bf16-mixed" if bf16 else "32-true",
         max_steps=options.max_steps,
         max_epochs=-1,
@@ -166,7 +204,7 @@ def fit(
         enable_model_summary=False,
         callbacks=[callback for callback in (averaging, supervisor) if callback is not None],
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), noticing_deaths():
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(
             module, loader, ckpt_path=folder.checkpoint if first_step > 0 else None, weights_only=True
@@ -177,6 +215,7 @@ def fit(
             finished=True,
             steps=trainer.global_step,
             seconds=round(supervisor.total_seconds(), 1),
+            speed=supervisor.speed.facts(),
             best={"step": supervisor.best_step, "score": supervisor.best_score},
         )
         print(f"{folder.path}: {trainer.global_step} steps done, best at step {supervisor.best_step}.")

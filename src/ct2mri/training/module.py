@@ -1,6 +1,7 @@
 """What the training of every stage has in common: seeds, optimiser, learning rate, and refusing a NaN."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,39 @@ Batch = dict[str, Tensor]
 DiffusionOptions = TrainSlicesOptions | TrainLatentsOptions
 
 
-def generator_of(seed: int, key: Tensor) -> torch.Generator:
-    """The generator of one training item's noise: a function of the seed and the item's (batch, place)."""
-    batch, place = (int(n) for n in key)
-    state = np.random.SeedSequence((seed, batch, place, 1)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+def draw_items(
+    like: Tensor, keys: Tensor, seed: int, timestep_of: Callable[[torch.Generator], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Noise shaped like `like` (B, C, *spatial), and timesteps (B,), each item's from its own key (B, 2).
+
+    A key is an item's (batch, place), so what is drawn depends neither on how many processes share a batch,
+    nor on what came before. On a card the noise is drawn there, by a generator of its own: on the CPU, 32
+    slices of 224 × 168 take the process that feeds the card 4.5 ms.
+
+    Args:
+        like: gives shape, device and type.
+        keys: of the items.
+        seed: of the training.
+        timestep_of: draws one item's timestep, shape (1,), on the CPU.
+    """
+    noises, timesteps = [], []
+    for batch, place in keys.tolist():
+        state = np.random.SeedSequence((seed, batch, place, 1)).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        timesteps.append(timestep_of(generator))
+        if like.device.type != "cpu":
+            generator = torch.Generator(like.device).manual_seed(generator.initial_seed())
+        noises.append(torch.randn(like.shape[1:], generator=generator, device=like.device))
+    return torch.stack(noises).to(like), torch.cat(timesteps).to(like.device)
 
 
 def draw_diffusion(
     like: Tensor, keys: Tensor, settings: NoiseSettings, last_timestep_share: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Noise shaped like `like` (B, C, *spatial), and timesteps (B,), each item's from its own key (B, 2).
-
-    So they depend neither on how many processes share a batch, nor on what came before.
-    """
-    noises, timesteps = [], []
-    for key in keys:
-        generator = generator_of(seed, key)
-        timesteps.append(draw_timesteps(1, settings, last_timestep_share, generator))
-        noises.append(torch.randn(like.shape[1:], generator=generator))
-    return torch.stack(noises).to(like), torch.cat(timesteps).to(like.device)
+    """What `draw_items` gives, with the timesteps of a diffusion process."""
+    return draw_items(
+        like, keys, seed, lambda generator: draw_timesteps(1, settings, last_timestep_share, generator)
+    )
 
 
 def load_initial_weights(model: nn.Module, init: str, stage: Kind) -> None:
@@ -137,6 +151,7 @@ class StageModule(lightning.LightningModule):
             lr=options.learning_rate,
             betas=self.betas,
             weight_decay=options.weight_decay,
+            fused=self.device.type == "cuda",
         )
 
         def factor(step: int) -> float:

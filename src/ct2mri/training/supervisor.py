@@ -21,6 +21,7 @@ from ct2mri.training.averaging import Averaging
 from ct2mri.training.log import RunLog
 from ct2mri.training.module import StageModule
 from ct2mri.training.run import CHECKPOINT
+from ct2mri.training.speed import Speed
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Supervisor(Callback):
         self.best_step = 0
         self.seconds = 0.0
         self.started = time.perf_counter()
+        self.speed = Speed()
         self.run_log: RunLog | None = None
         self.bar: Any = None
 
@@ -110,6 +112,17 @@ class Supervisor(Callback):
                 unit="step",
                 mininterval=0.5,
             )
+        self.speed.begin()
+
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Data were waited for until now."""
+        self.speed.batch(len(batch["key"]) * trainer.world_size)
 
     def on_train_batch_end(
         self,
@@ -122,15 +135,17 @@ class Supervisor(Callback):
         """Log a step; validate and save where it is time."""
         assert isinstance(pl_module, StageModule)
         if trainer.global_step == self.step:
+            self.speed.pause()
             return  # gradients are still being added up
         self.step = trainer.global_step
-        loss = torch.stack(pl_module.losses).mean()
+        own_loss = torch.stack(pl_module.losses).mean()
         pl_module.losses.clear()
-        loss = trainer.strategy.reduce(loss, reduce_op="mean")
+        loss = float(trainer.strategy.reduce(own_loss, reduce_op="mean"))  # waits for the device
+        seconds = self.speed.step()
         if self.run_log is not None:
-            self.run_log.train(self.step, {"loss": float(loss), **pl_module.step_numbers})
+            self.run_log.train(self.step, {"loss": loss, **pl_module.step_numbers, **seconds})
             self.bar.update(1)
-            self.bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {self.speed.sentence()}", refresh=False)
         if self.step % self.every == 0 or self.step == self.max_steps:
             self._validate(trainer, pl_module)
             self._save(trainer)
@@ -138,6 +153,7 @@ class Supervisor(Callback):
             # Lightning looks for the signal between epochs, and here there is but one.
             self._save(trainer)
             raise SystemExit(128 + signal.SIGTERM)
+        self.speed.begin()
 
     def _validate(self, trainer: lightning.Trainer, module: StageModule) -> None:
         module.eval()
