@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,13 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Those that fit two CPU cores in ten minutes; each is a command of its own, with more options.
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/translate.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/prepare.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

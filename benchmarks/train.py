@@ -1,8 +1,8 @@
 """Time the training of each stage against a straightforward loop over the same network, batch and crop.
 
-    python benchmarks/train.py                                           # small networks, for two CPU cores
-    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --steps 50
-    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --steps 50 --compile
+    python benchmarks/train.py                                      # small networks, for two CPU cores
+    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --stages slices --batch_size 32
+    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --stages vqvae latents
 
 The straightforward loop works as the published scripts are known to: slices of one orientation in an HDF5
 file, or whole volumes in memory, read by the training process itself; items mirrored (and cropped) one by
@@ -233,9 +233,8 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
         "resume": "never",
         "device": arguments.device,
         "workers": arguments.workers,
+        "batch_size": arguments.batch_size,
     }
-    if arguments.batch_size is not None:
-        changed["batch_size"] = arguments.batch_size
     if stage != "vqvae":
         changed["crop_size"] = None  # ours would vary the size of crops
     if stage == "slices":
@@ -246,11 +245,11 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="demo", help="preset of the networks (default: %(default)s)")
-    parser.add_argument("--shape", type=int, nargs=3, default=[96, 112, 96], help="voxels of the volumes")
+    parser.add_argument("--shape", type=int, nargs=3, default=[64, 80, 64], help="voxels of the volumes")
     parser.add_argument("--stages", nargs="+", default=["slices", "vqvae", "latents"])
-    parser.add_argument("--batch_size", type=int, help="default: the preset's")
+    parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, help="default: the training's own")
     arguments = parser.parse_args()

@@ -31,7 +31,7 @@ out.mkdir(exist_ok=True)
 
 def logging(self, request):
     with log.open("a") as file:
-        file.write(f"{request.batch} {request.place} {request.index}\n")
+        print(request.batch, request.place, request.index, file=file)
     return read(self, request)
 
 
