@@ -1,8 +1,8 @@
 """Time the training of each stage against a straightforward loop over the same network, batch and crop.
 
     python benchmarks/train.py                                      # small networks, for two CPU cores
-    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --stages slices --batch_size 32
-    python benchmarks/train.py --config brain --shape 160 224 168 --device cuda --stages vqvae latents
+    python benchmarks/train.py --config brain --stages slices --batch_size 32 --device cuda
+    python benchmarks/train.py --config brain --stages vqvae latents --device cuda
 
 The straightforward loop works as the published scripts are known to: slices of one orientation in an HDF5
 file, or whole volumes in memory, read by the training process itself; items mirrored (and cropped) one by
@@ -245,7 +245,12 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="demo", help="preset of the networks (default: %(default)s)")
-    parser.add_argument("--shape", type=int, nargs=3, default=[64, 80, 64], help="voxels of the volumes")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        help="voxels of the volumes (default: 64 80 64 on a CPU, 160 224 168 on a card)",
+    )
     parser.add_argument("--stages", nargs="+", default=["slices", "vqvae", "latents"])
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
@@ -254,6 +259,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="default: the training's own")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
+    arguments.shape = arguments.shape or ([64, 80, 64] if device.type == "cpu" else [160, 224, 168])
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
