@@ -19,24 +19,24 @@ import torch
 
 from ct2mri.cli import parse
 from ct2mri.training.latents import LatentsModule
+from ct2mri.training.vqvae import VqvaeModule
 from machine import hardware, peak_memory, table, versions
 
 
 def one_step(arguments: argparse.Namespace, checkpointing: bool) -> dict[str, float]:
     """GiB at the peak, and seconds, of a step of the preset's 3D stage."""
-    options = parse(
-        "train latents",
-        ["--config", arguments.config, "--data", "none", "--output_dir", "none", "--vqvae", "none"],
-    )
+    words = ["--config", arguments.config, "--data", "none", "--output_dir", "none"]
+    options = parse("train latents", [*words, "--vqvae", "none"])
     options = replace(options, gradient_checkpointing=checkpointing)
+    vqvae = VqvaeModule(parse("train vqvae", words)).model
     device = torch.device(arguments.device)
-    module = LatentsModule(options, arguments.channels).to(device)
+    module = LatentsModule(options, vqvae, windows=2).to(device)
     average = [parameter.detach().clone() for parameter in module.parameters()]
     optimiser = torch.optim.AdamW(module.parameters())
-    items, shape = arguments.batch_size, [edge // 4 for edge in arguments.shape]
+    items, shape = arguments.batch_size, [edge // vqvae.factor for edge in arguments.shape]
     batch = {
-        "target": torch.randn(items, arguments.channels, *shape, device=device),
-        "condition": torch.randn(items, arguments.channels, *shape, device=device),
+        "target": torch.randn(items, vqvae.embedding_dim, *shape, device=device),
+        "condition": torch.randn(items, vqvae.embedding_dim, *shape, device=device),
         "weight": torch.ones(items, 1, *shape, device=device),
         "key": torch.tensor([[0, place] for place in range(items)]),
     }
@@ -60,7 +60,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="brain", help="preset of the network (default: %(default)s)")
     parser.add_argument("--shape", type=int, nargs=3, default=[160, 224, 168], help="voxels of the volume")
-    parser.add_argument("--channels", type=int, default=8, help="latent channels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where autocast does")

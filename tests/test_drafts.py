@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -158,3 +161,27 @@ def test_bad_requests(dataset, run, tmp_path):
     with pytest.raises(RequestError, match=r"prepared with source_windows .* was trained with"):
         make(dataset, run)
     assert not list(dataset.rglob("draft.*"))
+
+
+def test_processes_share_the_cases_out(dataset, run, tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ct2mri", "draft"]
+    words += ["--data", str(dataset), "--model", str(run), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("4 cases drafted, 0 done before") == 1
+    drafts = {case_id: np.array(PreparedDataset(dataset).case(case_id).draft) for case_id in ("a-1", "d-1")}
+    make(dataset, run)  # all of it is done
+    for case_id, drawn in drafts.items():
+        case = PreparedDataset(dataset).case(case_id)
+        assert np.array_equal(case.draft, drawn)
+        case.folder.joinpath("draft.json").unlink()
+    make(dataset, run)
+    for case_id, drawn in drafts.items():
+        assert np.array_equal(PreparedDataset(dataset).case(case_id).draft, drawn), "the same as one draws"

@@ -4,6 +4,8 @@
     DATASET/cases/CASE_ID/draft.npy   the draft
     DATASET/cases/CASE_ID/draft.json  what this one was drawn with
 
+Several processes that were started together (torchrun, srun) share the cases out.
+
 A case that the main model was trained on is drafted by a fold's model that has not seen its patient: drafts
 of seen cases are better than those of new ones, and a 3D stage that is trained on them learns to copy.
 """
@@ -24,6 +26,7 @@ from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
 from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options import DraftOptions
+from ct2mri.processes import group, place
 from ct2mri.stage_files import file_hash
 from ct2mri.stages import SlicesStage, check_sampling
 
@@ -72,7 +75,10 @@ def draft(options: DraftOptions) -> None:
         )
     hashes = {folder: file_hash(folder / WEIGHTS) for folder in {main_model, *models.values()}}
     records = {case.case_id: {"model": hashes[models[case.case_id]], **settings} for case in cases}
-    todo = [case for case in cases if not _is_drafted(case, records[case.case_id])]
+    here = place()
+    todo = [
+        case for case in cases[here.rank :: here.world_size] if not _is_drafted(case, records[case.case_id])
+    ]
     facts = {
         "model": hashes[main_model],
         "fold_models": sorted(digest for folder, digest in hashes.items() if folder != main_model),
@@ -85,7 +91,8 @@ def draft(options: DraftOptions) -> None:
 
     todo.sort(key=lambda case: str(models[case.case_id]))  # each model is loaded once
     stage, loaded = main, main_model
-    with tqdm(todo, unit="case", desc="draft", disable=not todo) as bar:
+    hidden = not todo or here.rank > 0
+    with group() as others, tqdm(todo, unit="case", desc="draft", disable=hidden) as bar:
         for case in bar:
             if models[case.case_id] != loaded:
                 loaded = models[case.case_id]
@@ -105,9 +112,12 @@ def draft(options: DraftOptions) -> None:
             (case.folder / RECORD).unlink(missing_ok=True)
             case.write_draft(drawn.numpy())
             write_json(case.folder / RECORD, records[case.case_id])
+        drafted = sum(others.gather(len(todo)))
+    if here.rank > 0:
+        return
     write_json(dataset.root / RECORD, facts)
     print(
-        f"{dataset.root}: {len(todo)} cases drafted, {len(cases) - len(todo)} done before "
+        f"{dataset.root}: {drafted} cases drafted, {len(cases) - drafted} done before "
         f"({settings['sampler']}, {settings['num_inference_steps']} steps); "
         + (
             f"{len(drafts_seen)} by the model that was trained on them."

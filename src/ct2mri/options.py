@@ -168,6 +168,10 @@ class UNetOptions:
     num_res_blocks: int = argument("residual blocks a level", 1)
     norm_num_groups: int = argument("groups of the group normalisation", 32)
     num_heads: int = argument("attention heads", 4)
+    compile: bool = argument(
+        "compile the network for each size of batch, which takes minutes each; for whole slices or volumes",
+        False,
+    )
 
 
 @dataclass(kw_only=True)

@@ -157,6 +157,41 @@ def test_gradients_of_several_batches_are_those_of_all_at_once(
         torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_training_step_is_one_graph(tiny: Tiny, tmp_path: Path, saving: bool) -> None:
+    """The whole network, with its gradient the same; by the eager backend, since a real one takes minutes."""
+    options = tiny.slices(tmp_path, gradient_checkpointing=saving)
+    dataset, _ = slice_data(options)
+    items = slice_items(dataset, options)
+    (requests,) = islice(BatchStream(items.sizes, batch_size=4, seed=0), 1)
+    batch = default_collate([items[request] for request in requests])
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module = SlicesModule(options, dataset.plan.channels)
+        if compiled:
+            module.model.compile(fullgraph=True, dynamic=False, backend="eager")
+        module.loss(batch).backward()
+        gradients.append([p.grad for p in module.model.parameters() if p.grad is not None])
+    for eager, graph in zip(*gradients, strict=True):
+        torch.testing.assert_close(graph, eager, rtol=1e-4, atol=1e-7)
+
+
+def test_compiling_is_for_whole_slices(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="the size of crops varies"):
+        train_slices(tiny.slices(tmp_path / "run", compile=True, crop_size=12))
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses(tiny: Tiny, tmp_path: Path) -> None:
+    for name in ("eager", "compiled"):
+        train_slices(tiny.slices(tmp_path / name, orientations=["axial"], compile=name == "compiled"))
+    eager, compiled = (
+        [float(r["loss"]) for r in rows(tmp_path / n / "train.csv")] for n in ("eager", "compiled")
+    )
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
 def test_bfloat16_and_gradient_checkpointing(tiny: Tiny, tmp_path: Path) -> None:
     for name, given in (("bf16", {"precision": "bf16"}), ("saving", {"gradient_checkpointing": True})):
         train_slices(tiny.slices(tmp_path / name, **given))

@@ -18,7 +18,7 @@ from ct2mri.data.batching import BatchStream, Bucket, Request
 from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
-from ct2mri.options import TrainOptions
+from ct2mri.options import TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.expectation import measure
@@ -167,11 +167,23 @@ def fit(
         batches = (options.max_steps - first_step) * options.accumulate
         print(f"{folder.path}: {len(items)} items, {expected.sentence(batches, device)}", flush=True)
 
+    compiled = isinstance(options, UNetOptions) and options.compile
+    if compiled:
+        if items.shrink > 1:
+            raise RequestError(
+                "--compile compiles the network once for each size of batch, and the size of crops varies "
+                "from batch to batch; leave out --crop_size."
+            )
+        # A bucket's batches have two lengths. Beyond the limit, torch would give up compiling.
+        torch._dynamo.config.recompile_limit = 4 * len(stream.buckets) + 8
+        module.model.compile(fullgraph=True, dynamic=False)
+
     supervisor = Supervisor(
         folder.path,
         validate=validate,
         write_best=write_best,
         averaging=averaging,
+        compiled=compiled,
         every=options.validate_every,
         max_steps=options.max_steps,
         first_step=first_step,

@@ -27,7 +27,17 @@ CHECKPOINT = "last.ckpt"
 
 _ADVICE = "train into another folder, or anew with --resume never"
 
-CHANGEABLE = {"data", "output_dir", "resume", "max_steps", "validate_every", "device", "workers", "vqvae"}
+CHANGEABLE = {
+    "data",
+    "output_dir",
+    "resume",
+    "max_steps",
+    "validate_every",
+    "device",
+    "workers",
+    "vqvae",
+    "compile",
+}
 """Options that a resumed run may be given otherwise than it was started with."""
 
 

@@ -50,6 +50,7 @@ class Supervisor(Callback):
         validate: called with the module in evaluation mode; gives the same answer on all processes.
         write_best: called with the module and a path; writes the stage's folder there.
         averaging: the averaged weights, if there are any.
+        compiled: whether the network is compiled; validations, whose sizes are others, run it as it is.
         every: steps between validations.
         max_steps: of the training.
         first_step: steps done before, in a training that is resumed.
@@ -62,6 +63,7 @@ class Supervisor(Callback):
         validate: Callable[[Any], Validation],
         write_best: Callable[[Any, Path], None],
         averaging: Averaging | None,
+        compiled: bool,
         every: int,
         max_steps: int,
         first_step: int,
@@ -70,6 +72,7 @@ class Supervisor(Callback):
         self.validate = validate
         self.write_best = write_best
         self.averaging = averaging
+        self.compiled = compiled
         self.every = every
         self.max_steps = max_steps
         self.first_step = first_step
@@ -158,7 +161,8 @@ class Supervisor(Callback):
     def _validate(self, trainer: lightning.Trainer, module: StageModule) -> None:
         module.eval()
         weights = self.averaging.averaged(module) if self.averaging is not None else nullcontext()
-        with weights, torch.no_grad(), trainer.precision_plugin.forward_context():
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with weights, eager, torch.no_grad(), trainer.precision_plugin.forward_context():
             found = self.validate(module)
             if found.score < self.best_score:
                 self.best_score, self.best_step = found.score, self.step
