@@ -233,7 +233,7 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
         "resume": "never",
         "device": arguments.device,
         "workers": arguments.workers,
-        "batch_size": arguments.batch_size,
+        "batch_size": arguments.batch_size or options.batch_size,
     }
     if stage != "vqvae":
         changed["crop_size"] = None  # ours would vary the size of crops
@@ -252,7 +252,7 @@ def main() -> None:
         help="voxels of the volumes (default: 64 80 64 on a CPU, 160 224 168 on a card)",
     )
     parser.add_argument("--stages", nargs="+", default=["slices", "vqvae", "latents"])
-    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, help="default: the preset's")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")

@@ -129,6 +129,24 @@ def test_published_settings_train_too(tiny: Tiny, tmp_path: Path) -> None:
     assert SlicesStage.load_stage(tmp_path / "run" / "best").sampler == "renoise"
 
 
+def test_a_batch_script_of_slurm_trains_in_one_process(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of tasks was asked for, as long as `srun` has not started them."""
+    variables = {
+        "NTASKS": "8",
+        "JOB_NAME": "train",
+        "JOB_ID": "7",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    train_slices(tiny.slices(tmp_path / "run", max_steps=1))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 1
+
+
 @pytest.mark.parametrize("saving", [False, True])
 def test_gradients_of_several_batches_are_those_of_all_at_once(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving: bool

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import distributed
 from torch.utils.data import DataLoader, default_collate
@@ -203,7 +204,8 @@ def fit(
         devices=here.local_world_size,
         num_nodes=world_size // here.local_world_size,
         strategy="ddp" if world_size > 1 else "auto",
-        plugins=[TorchElasticEnvironment()] if world_size > 1 else None,
+        # Left to itself, Lightning takes a batch script of SLURM for one of its tasks.
+        plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment()],
         precision="bf16-mixed" if bf16 else "32-true",
         max_steps=options.max_steps,
         max_epochs=-1,
