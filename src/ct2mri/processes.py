@@ -11,6 +11,8 @@ from typing import Any
 
 from ct2mri.errors import ProcessDiedError, RequestError
 
+_LONGEST_START = timedelta(minutes=30)
+"""For processes that have not started yet, and for tensors."""
 _LONGEST_WAIT = timedelta(days=30)
 """For processes that have more to do. One that died is noticed at once, since its connections close."""
 
@@ -89,31 +91,16 @@ def _first_host(nodes: str) -> str:
     return f"{found[1]}{found[2] or ''}" if found else "localhost"
 
 
-def join(backend: str = "gloo", timeout: timedelta = _LONGEST_WAIT) -> None:
-    """Join the processes that were started together, once; nothing where this one is alone.
+class Group:
+    """Processes that tell one another what they found; a single one talks to itself.
 
     Args:
-        backend: of torch.distributed; for what is told as objects it must work on the CPU.
-        timeout: how long the others are waited for.
-
-    Raises:
-        ProcessDiedError: one of them ended before it joined.
+        handle: torch's process group on the CPU, where another's end is noticed at once; None for
+            a process alone.
     """
-    if place().world_size == 1:
-        return
-    from torch import distributed
 
-    say_as_torchrun_does()
-    if distributed.is_initialized():
-        return
-    try:
-        distributed.init_process_group(backend, timeout=timeout)
-    except RuntimeError as error:
-        raise died() from error
-
-
-class Group:
-    """Processes that tell one another what they found; a single one talks to itself."""
+    def __init__(self, handle: Any = None) -> None:
+        self._handle = handle
 
     def gather(self, found: Any) -> list[Any]:
         """What each process found, by rank; waits for all of them.
@@ -121,33 +108,61 @@ class Group:
         Raises:
             ProcessDiedError: one of them has ended.
         """
-        here = place()
-        if here.world_size == 1:
+        if self._handle is None:
             return [found]
         from torch import distributed
 
-        everything: list[Any] = [None] * here.world_size
+        everything: list[Any] = [None] * place().world_size
         try:
-            distributed.all_gather_object(everything, found)
+            distributed.all_gather_object(everything, found, group=self._handle)
         except RuntimeError as error:
             raise died() from error
         return everything
 
 
-@contextmanager
-def group() -> Iterator[Group]:
-    """Join the processes that were started together, on the CPU, until the block ends.
+_joined: Group | None = None
+
+
+def join(backend: str = "gloo") -> Group:
+    """The processes that were started together with this one; it joins them the first time.
+
+    Args:
+        backend: of torch.distributed, for tensors; what is told as objects goes over the CPU in any case.
 
     Raises:
-        ProcessDiedError: one of them ended before it joined.
+        ProcessDiedError: one of them ended before it joined, or did not come within half an hour.
     """
-    join()
+    global _joined
+    if _joined is None and place().world_size == 1:
+        return Group()
+    if _joined is None:
+        from torch import distributed
+
+        say_as_torchrun_does()
+        try:
+            distributed.init_process_group(backend, timeout=_LONGEST_START)
+            _joined = Group(distributed.new_group(timeout=_LONGEST_WAIT, backend="gloo"))
+        except RuntimeError as error:
+            raise died() from error
+    return _joined
+
+
+@contextmanager
+def group() -> Iterator[Group]:
+    """Join the processes that were started together, until the block ends.
+
+    Raises:
+        ProcessDiedError: see `join`.
+    """
+    global _joined
+    joined = join()
     try:
-        yield Group()
+        yield joined
     finally:
-        if place().world_size > 1:
+        if _joined is not None:
             from torch import distributed
 
+            _joined = None
             distributed.destroy_process_group()
 
 

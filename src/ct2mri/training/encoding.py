@@ -18,7 +18,7 @@ from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
 from ct2mri.models import VQVAE
 from ct2mri.models.layers import space_to_depth
-from ct2mri.processes import Group, place
+from ct2mri.processes import join, place
 from ct2mri.stage_files import weights_hash
 
 SMALLEST_STD = 1e-3
@@ -69,7 +69,7 @@ class Latents:
         mine = [(case, both) for case, both in wanted[rank::world_size] if not self.folder(case).exists()]
         for case, both in tqdm(mine, desc="encoding", unit="case", disable=len(mine) == 0 or rank > 0):
             self._encode(case, both)
-        Group().gather(None)  # the other processes may still be encoding their share
+        join().gather(None)  # the other processes may still be encoding their share
         self.mean, self.std = self._statistics(training)
 
     def folder(self, case: PreparedCase) -> Path:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from ct2mri.training.module import StageModule
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Supervisor, Validation
 
-_LONGEST_WAIT = timedelta(hours=2)
-"""For other processes: for their part of what is done once, such as encoding volumes."""
 _MOST_WORKERS = 8
 
 
@@ -63,8 +60,7 @@ def training_device(name: str) -> torch.device:
             f"{here.local_world_size} processes train on this machine, which has {torch.cuda.device_count()} "
             "cards for them; start one process a card."
         )
-    # What is told as objects goes over the CPU, where the end of a process is noticed at once.
-    join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", _LONGEST_WAIT)
+    join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
