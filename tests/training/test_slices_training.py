@@ -198,6 +198,7 @@ def test_a_training_step_is_one_graph(tiny: Tiny, tmp_path: Path, saving: bool) 
 def test_compiling_is_for_whole_slices(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="the size of crops varies"):
         train_slices(tiny.slices(tmp_path / "run", compile=True, crop_size=12))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

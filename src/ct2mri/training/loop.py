@@ -126,6 +126,12 @@ def fit(
     device, here = training_device(options.device), place()
     rank, world_size = here.rank, here.world_size
     bf16 = wants_bf16(options, device)
+    compiled = isinstance(options, UNetOptions) and options.compile
+    if compiled and items.shrink > 1:
+        raise RequestError(
+            "--compile compiles the network once for each size of batch, and the size of crops varies "
+            "from batch to batch; leave out --crop_size."
+        )
     first_step = folder.steps_done()
     if first_step >= options.max_steps:
         if rank == 0:
@@ -164,13 +170,7 @@ def fit(
         batches = (options.max_steps - first_step) * options.accumulate
         print(f"{folder.path}: {len(items)} items, {expected.sentence(batches, device)}", flush=True)
 
-    compiled = isinstance(options, UNetOptions) and options.compile
     if compiled:
-        if items.shrink > 1:
-            raise RequestError(
-                "--compile compiles the network once for each size of batch, and the size of crops varies "
-                "from batch to batch; leave out --crop_size."
-            )
         # A bucket's batches have two lengths. Beyond the limit, torch would give up compiling.
         torch._dynamo.config.recompile_limit = 4 * len(stream.buckets) + 8
         module.model.compile(fullgraph=True, dynamic=False)
