@@ -21,14 +21,13 @@ import torch
 
 from ct2mri import __version__
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.evaluation.statistics import Comparison, compare_systems
 from ct2mri.files import read_json, write_json
+from tables import paired_table
 
 OURS = "slices"
 FREE = ("hu-lookup", "mean")
 SAMPLED = (OURS, "latent-diffusion", "bridge")
 METHODS = (OURS, *FREE, "regression", "pix2pix", "latent-diffusion", "bridge")
-COLUMNS = {"psnr": ("PSNR dB", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4), "ms_gmsd": ("MS-GMSD", 4)}
 DIFFERENCES = ("psnr", "ssim", "ms_gmsd")
 TIMED = (10, 40)
 """Steps of the two runs whose difference in time is that of a step."""
@@ -121,43 +120,12 @@ class Bench:
 
 def table(rows: dict[str, tuple[dict, Path]]) -> str:
     """The methods' means over patients, and their paired differences from the first row."""
-    heads = [head for head, _ in COLUMNS.values()]
-    heads += [f"{COLUMNS[metric][0]} − that of the first" for metric in DIFFERENCES]
-    lines = ["| | trained steps | trained min | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (3 + len(heads)) + "|")
-    evaluations = {label: read_json(report / "evaluation.json") for label, (_, report) in rows.items()}
-    first, *_ = evaluations.values()
-    patient_of = {case["case_id"]: case["patient_id"] for case in first["cases"]}
-
-    def numbers(evaluation: dict, metric: str) -> dict[str, float | None]:
-        return {case["case_id"]: case["values"][metric] for case in evaluation["cases"]}
-
-    for number, (label, (facts, _)) in enumerate(rows.items()):
-        evaluation = evaluations[label]
-        cells = [f"{facts['steps']}", f"{facts['seconds'] / 60:.1f}"]
-        for metric, (_, digits) in COLUMNS.items():
-            mean = evaluation["summary"][metric]["mean"]
-            cells.append("not defined" if mean is None else f"{mean:.{digits}f}")
-        for metric in DIFFERENCES:
-            found = compare_systems(numbers(evaluation, metric), numbers(first, metric), patient_of)
-            cells.append("" if number == 0 else difference_in_words(found, COLUMNS[metric][1]))
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    floor = first["noise_floor"]
-    cells = ["", "", *(f"{floor[m]['mean']:.{digits}f}" for m, (_, digits) in COLUMNS.items())]
-    lines.append(
-        "| noise floor: truth moved by one voxel | " + " | ".join(cells) + " |" * (1 + len(DIFFERENCES))
-    )
-    return "\n".join(lines)
-
-
-def difference_in_words(found: Comparison, digits: int) -> str:
-    """Mean difference, its interval and the p-value of the signed-rank test."""
-    if found.difference is None:
-        return "not defined"
-    words = f"{found.difference:+.{digits}f}"
-    if found.interval is not None:
-        words += f" [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
-    return words if found.p_value is None else f"{words}, p {found.p_value:.2g}"
+    facts = {
+        label: {"trained steps": f"{run['steps']}", "trained min": f"{run['seconds'] / 60:.1f}"}
+        for label, (run, _) in rows.items()
+    }
+    reports = {label: report for label, (_, report) in rows.items()}
+    return paired_table(reports, ("psnr", "ssim", "mae", "ms_gmsd"), DIFFERENCES, facts)
 
 
 def main() -> None:
