@@ -44,6 +44,7 @@ COMMANDS = {
     "draft": Command(options.DraftOptions, "ct2mri.drafts:draft"),
     "export": Command(options.ExportOptions, "ct2mri.export:export"),
     "translate": Command(options.TranslateOptions, "ct2mri.translate:translate"),
+    "stability": Command(options.StabilityOptions, "ct2mri.stability:stability"),
     "evaluate": Command(options.EvaluateOptions, "ct2mri.evaluation.evaluate:evaluate"),
     "compare": Command(options.CompareOptions, "ct2mri.evaluation.compare:compare"),
     "import-published": Command(options.ImportPublishedOptions, "ct2mri.published:import_published"),

@@ -17,7 +17,8 @@ def model_card(
     """The card as Markdown.
 
     Args:
-        card: `name`, optionally `description` (a paragraph) and `license`, and any other facts.
+        card: `name`, optionally `description` (a paragraph), `license`, `stability` (what
+            `ct2mri stability` found), and any other facts.
         plan: the pipeline's plan.
         stages: the pipeline's stages.
         safety_sentence: what every result is marked with.
@@ -50,7 +51,10 @@ def model_card(
     ]
     if plan.assumptions:
         lines += ["", "## Assumed, not known", "", *[f"- {sentence}" for sentence in plan.assumptions]]
-    others = {key: value for key, value in card.items() if key not in ("name", "description", "license")}
+    if "stability" in card:
+        lines += ["", "## Stability", "", *_stability(card["stability"])]
+    shown = ("name", "description", "license", "stability")
+    others = {key: value for key, value in card.items() if key not in shown}
     if others:
         lines += ["", "## More", "", *[f"- {_words(key)}: {_value(value)}" for key, value in others.items()]]
     return "\n".join(lines) + "\n"
@@ -86,6 +90,23 @@ def _plan_facts(plan: Plan, units: str) -> list[str]:
     if plan.fingerprint is not None:
         facts.append(f"Training cases: {plan.fingerprint.cases}")
     return facts
+
+
+def _stability(found: Mapping[str, Any]) -> list[str]:
+    """What `ct2mri stability` found, foremost whether the model hallucinates under small changes."""
+    steps, samples = found["num_inference_steps"], found["samples"]
+    sentence = f"**{found['sentence']}**" if found["hallucinates"] else str(found["sentence"])
+    return [
+        f"{sentence} Measured with {steps} step{'s' * (steps != 1)} and {samples} "
+        f"sample{'s' * (samples != 1)} a result; the rule: {found['rule']}.",
+        "",
+        "| change of the source | altered share of the interior |",
+        "|---|---|",
+        *[
+            f"| {name.replace('_', ' ')} | {'not defined' if share is None else f'{share:.2%}'} |"
+            for name, share in found["altered"].items()
+        ],
+    ]
 
 
 def _words(key: str) -> str:

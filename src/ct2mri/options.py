@@ -355,6 +355,27 @@ class TranslateOptions:
 
 
 @dataclass(kw_only=True)
+class StabilityOptions:
+    """Measure how results change with what says nothing of the anatomy: seed, HU offset, kernel, place."""
+
+    input: Path = argument(
+        "a CT, or a folder of CTs named by case: 001.nii.gz, ct_001.nii.gz, 001/ct.nii.gz are all case 001",
+        positional=True,
+    )
+    output: Path = argument("folder for stability.json and stability.csv", flags=("-o",))
+    data: Path | None = argument("a prepared data set: take only the cases of its --split", None)
+    split: Split = argument("which cases of the data set", "test")
+    model: str | None = argument("a pipeline folder or owner/name; default: the starter model", None)
+    steps: int | None = argument("sampling steps of the last stage; default: the model's own", None)
+    sampler: Sampler | None = argument("sampler of the last stage; default: the model's own", None)
+    seed: int = argument("seed of the noise", 0)
+    samples: int = argument("samples to average", 1)
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    batch_size: int = argument("slices that go through the network together", 16)
+    card: bool = argument("write the finding into the model's card", False)
+
+
+@dataclass(kw_only=True)
 class MeasureOptions:
     """What predictions are measured against and how: shared by `evaluate` and `compare`."""
 
@@ -399,6 +420,9 @@ class EvaluateOptions(MeasureOptions):
     uncertainty: Path | None = argument(
         "a folder of spreads named by case, of `translate --uncertainty`: do they tell the error?",
         None,
+    )
+    stability: Path | None = argument(
+        "what `stability` wrote of the same model and CTs: an appendix, beside the errors", None
     )
 
 

@@ -29,7 +29,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_folder, write_json
+from ct2mri.files import atomic_folder, atomic_path, write_json
 from ct2mri.hub import resolve_pretrained
 from ct2mri.marking import safety_sentence, units
 from ct2mri.model_card import model_card
@@ -314,6 +314,15 @@ class TranslationPipeline:
                 f"{folder} holds something other than a pipeline, which would be lost; "
                 "give a new or empty folder."
             )
+        with atomic_folder(folder) as temporary:
+            replace(self.plan, split=Split(self.plan.split.seed, [], [], [])).write(temporary / "plan.json")
+            for stage in self.stages:
+                stage.save_into(temporary)
+            self.write_card(temporary)
+
+    def write_card(self, folder: str | Path) -> None:
+        """Write what a pipeline's folder tells of it, its facts and the model card; the rest stays."""
+        folder = Path(folder)
         facts = {
             "format_version": FORMAT_VERSION,
             "name": self.name,
@@ -322,13 +331,10 @@ class TranslationPipeline:
             "ct2mri": __version__,
             "card": {key: value for key, value in self.card.items() if key != "name"},
         }
-        with atomic_folder(folder) as temporary:
-            write_json(temporary / FACTS, facts)
-            replace(self.plan, split=Split(self.plan.split.seed, [], [], [])).write(temporary / "plan.json")
-            for stage in self.stages:
-                stage.save_into(temporary)
-            card = model_card(self.card, self.plan, self.stages, safety_sentence(self.plan), units(self.plan))
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        card = model_card(self.card, self.plan, self.stages, safety_sentence(self.plan), units(self.plan))
+        with atomic_path(folder / "README.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        write_json(folder / FACTS, facts)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

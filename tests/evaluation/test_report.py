@@ -20,6 +20,9 @@ from ct2mri.evaluation.evaluate import evaluate, evaluation_of, pictures_of
 from ct2mri.evaluation.pairing import Pair
 from ct2mri.evaluation.report import page
 from ct2mri.evaluation.report_sections import _patient_order
+from ct2mri.evaluation.stability import SETTINGS, verdict
+from ct2mri.evaluation.statistics import summarise_patients
+from ct2mri.files import write_json
 from ct2mri.options import EvaluateOptions
 
 # LPS, and unlike edges: what is shown must not depend on how the voxels are stored.
@@ -243,6 +246,47 @@ def test_identical_volumes_say_so_in_the_page(folders, tmp_path):
     evaluate(EvaluateOptions(predictions=root / "mr", targets=root / "mr", output=tmp_path))
     text = (tmp_path / "evaluation.html").read_text()
     assert "identical" in text and "inf" not in re.findall(r">\s*(\w+)\s*<", text)
+
+
+def test_stability_is_in_the_appendix_beside_the_error(folders, tmp_path):
+    root, _ = folders
+    words = {"seed": "another seed of the noise", "hu_higher": "HU 20 higher"}
+    found = {
+        name: {
+            measure: summarise_patients(dict.fromkeys(NAMES[:2], value), {n: n for n in NAMES}).to_json()
+            for measure, value in values.items()
+        }
+        for name, values in {
+            "seed": {"source_change": None, "change": 0.0, "ssim": 1.0, "altered": 0.0, "largest_ml": 0.0},
+            "hu_higher": {
+                "source_change": 20, "change": 5e-3, "ssim": 0.9, "altered": 0.034, "largest_ml": 7.1
+            },
+        }.items()
+    }  # fmt: skip
+    values = {"seed": {"change": 0.0}, "hu_higher": {"change": 5e-3}}
+    content = {
+        "format_version": 1, "in_hu": False, "source_in_hu": True, "data_range": 400.0, "changes": words,
+        "request": {
+            "model": {"name": "tiny & small"}, "num_inference_steps": 4, "sampler": "ddim", "samples": 1
+        },
+        "settings": SETTINGS, "statistics": {}, "summary": found, "verdict": verdict(found, words),
+        "cases": [{"case_id": name, "patient_id": name, "values": values} for name in NAMES[:2]],
+    }  # fmt: skip
+    write_json(tmp_path / "stability.json", content)
+    options = {"predictions": root / "predicted", "targets": root / "mr", "masks": root / "masks"}
+    evaluate(EvaluateOptions(**options, stability=tmp_path, output=tmp_path / "report"))
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    shares = []
+    for case in report["cases"][:2]:
+        scale = case["factors"]["gain"] / case["factors"]["reference"]
+        shares.append(5e-3 * 400 * scale / case["values"]["mae"])
+    of_error = report["stability"]["of_error"]["hu_higher"]
+    assert of_error["mean"] == pytest.approx(np.mean(shares)) and of_error["patients"] == 2
+    text = (tmp_path / "report" / "evaluation.html").read_text()
+    assert "Appendix: stability" in text and "Hallucinates under small changes" in text
+    assert "tiny &amp; small" in text and "3.40%" in text and "hallucinates, by the rule" in text
+    plain = page(evaluation_of(EvaluateOptions(**options)), [])
+    assert "Appendix" not in plain
 
 
 def test_spreads_that_lack_a_case_are_refused(folders, tmp_path):

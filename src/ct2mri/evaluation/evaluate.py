@@ -18,6 +18,8 @@ from ct2mri.evaluation.matching import Matches, counterparts
 from ct2mri.evaluation.measure import FLOOR, Labels, measure
 from ct2mri.evaluation.pairing import Pair, labels_of, pairs_of_dataset, pairs_of_files, spread_of
 from ct2mri.evaluation.report import write_page
+from ct2mri.evaluation.stability import read_stability
+from ct2mri.evaluation.stability_report import add_stability
 from ct2mri.evaluation.tables import format_report
 from ct2mri.evaluation.uncertainty import calibrate
 from ct2mri.files import atomic_path, write_json
@@ -53,6 +55,7 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
     true_labels = counterparts(options.labels, "labels", matches.case_ids)
     predicted_labels = counterparts(options.predicted_labels, "labels", matches.case_ids)
     spreads = counterparts(options.uncertainty, "spread", matches.case_ids)
+    stability = None if options.stability is None else read_stability(options.stability)
     if predicted_labels and not true_labels:
         raise RequestError("--predicted_labels are compared with --labels; give both.")
     cases: list[dict[str, Any]] = []
@@ -106,7 +109,7 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
         )
     names = list(dict.fromkeys(name for case in cases for name in case["values"]))
     centres = sorted({case["centre"] for case in cases if case["centre"] is not None})
-    return {
+    report = {
         "format_version": REPORT_FORMAT_VERSION,
         "ct2mri": __version__,
         "options": {
@@ -125,6 +128,9 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
         "without_prediction": matches.without_prediction,
         "without_target": matches.without_target,
     }
+    if stability is not None:
+        add_stability(report, stability)
+    return report
 
 
 def pictures_of(options: EvaluateOptions, report: dict[str, Any]) -> list[CasePictures]:

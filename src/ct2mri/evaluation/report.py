@@ -12,6 +12,7 @@ from ct2mri.evaluation.case_pictures import ROLES, CasePictures, Column
 from ct2mri.evaluation.catalogue import describe, digits
 from ct2mri.evaluation.cells import heading, minus, number, summary_row
 from ct2mri.evaluation.report_sections import sections_of
+from ct2mri.evaluation.stability_report import appendix
 from ct2mri.evaluation.tables import TABLE
 from ct2mri.files import atomic_path
 
@@ -47,6 +48,7 @@ def page(report: dict[str, Any], pictures: Sequence[CasePictures]) -> str:
     """
     sections = sections_of(report)
     centres = _centres(report)
+    stability = appendix(report)
     parts = [
         ("summary", "Summary"),
         ("spread-of-cases", "Patients, one by one"),
@@ -54,6 +56,7 @@ def page(report: dict[str, Any], pictures: Sequence[CasePictures]) -> str:
         ("cases", "All cases"),
         *((section["id"], section["title"]) for section in sections),
         *([("centres", "By centre")] if centres else []),
+        *([("stability", "Appendix: stability")] if stability else []),
         ("settings", "Settings"),
     ]
     options = report["options"]
@@ -81,6 +84,7 @@ def page(report: dict[str, Any], pictures: Sequence[CasePictures]) -> str:
             case_table=_case_table(report),
             sections=sections,
             centres=centres,
+            stability=stability,
             settings=_settings(report),
         )
     )

@@ -7,6 +7,7 @@ from ct2mri.evaluation import statistics
 from ct2mri.evaluation.catalogue import describe, digits
 from ct2mri.evaluation.measure import FLOOR
 from ct2mri.evaluation.metrics import METRICS
+from ct2mri.evaluation.stability_report import format_stability
 
 TABLE: tuple[str, ...] = tuple(name for name in METRICS if name != "gmsd")
 """Measures of the tables; GMSD, which MS-GMSD contains, is in the files alone."""
@@ -79,6 +80,8 @@ def format_report(report: dict[str, Any]) -> str:
             label = f"{centre} ({of_centre['mae']['patients']} patients)"
             rows.append((label, {name: words[name] for name in TABLE}))
         parts.append(f"By centre, mean ± deviation\n{format_table(rows, in_hu)}")
+    if "stability" in report:
+        parts.append(f"Stability of the model under small changes\n{format_stability(report['stability'])}")
     return "\n\n".join([*parts, _legend(report)])
 
 
