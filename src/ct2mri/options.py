@@ -105,6 +105,9 @@ class PrepareOptions(RawDataOptions):
         "HU of a CT target that map to -1 and 1; default: -1024 3000", None
     )
     enhance_contrast: bool = argument("enhance the target's local contrast (CLAHE)", False)
+    hold_out_centre: str | None = argument(
+        "test on all patients of this centre and train on the others, where the layout tells centres", None
+    )
     validation_fraction: float = argument("share of the patients for validation", 0.15)
     test_fraction: float = argument("share of the patients held out for the test", 0.15)
     seed: int = argument("seed of the split and of the registration", 0)

@@ -59,16 +59,26 @@ def test_two_systems_are_compared_patient_by_patient(root, tmp_path, capsys):
     assert psnr["patients"] == 7 and psnr["a_higher"] == 7 and psnr["p_value"] < 0.05
     assert psnr["verdict"] == "better" and found["differences"]["good"]["mae"]["verdict"] == "better"
     assert set(found["centres"]) == {"north", "south"}
-    assert found["centres"]["north"]["good"]["psnr"]["patients"] == 3
-    assert found["centres"]["north"]["good"]["psnr"]["verdict"] == "unclear"  # three patients tell nothing
+    north = found["centres"]["north"]["differences"]["good"]["psnr"]
+    assert north["patients"] == 3 and north["verdict"] == "unclear"  # three patients tell nothing
+    evaluated = json.loads((root / "report-fair" / "evaluation.json").read_text())
+    floor = evaluated["noise_floor"]["psnr"]["mean"]
+    assert found["noise_floor"]["psnr"] == pytest.approx(floor)
+    of_cases = [case["noise_floor"]["values"]["psnr"] for case in evaluated["cases"]]
+    assert found["centres"]["north"]["noise_floor"]["psnr"] == pytest.approx(np.mean(of_cases[:3]))
+    ratios = [case["noise_floor"]["values"]["continuity.axial.ratio"] for case in evaluated["cases"]]
+    apart = np.mean(np.abs(np.array(ratios) - 1))
+    assert found["noise_floor"]["continuity.axial.ratio"] == pytest.approx(apart)
     with (tmp_path / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
     line = next(of for of in lines if of["measure"] == "psnr" and not of["centre"])
     assert float(line["difference"]) == psnr["difference"] and line["system"] == "good"
     printed = capsys.readouterr().out
     assert "good less fair" in printed and "better" in printed
+    assert "noise floor" in printed and f"{floor:.2f}" in printed
     text = (tmp_path / "comparison.html").read_text()
     assert "Comparison of fair, good" in text and "better" in text and "By centre" in text
+    assert text.count(">noise floor</th>") >= 3 and f"{floor:.2f}" in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)
 
 

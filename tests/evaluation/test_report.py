@@ -132,6 +132,7 @@ def test_every_part_of_the_report_is_there(html):
         "least-squares gain", "uniform window",
     ):  # fmt: skip
         assert words in html, words
+    assert html.count("<tfoot>") == 2 and "noise floor, mean" in html  # all cases, and by centre
     assert "nan" not in re.sub(r'base64,[^"]*|<style>.*?</style>', "", html, flags=re.S).lower().split()
 
 

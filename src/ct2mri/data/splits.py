@@ -20,11 +20,16 @@ ToldSplit = dict[Side, list[str]]
 
 
 def read_splits(options: PrepareOptions, raw: RawData) -> ToldSplit | None:
-    """The split file asked for, or the one that lies in the raw folder.
+    """The split with a centre held out, the split file asked for, or the one that lies in the raw folder.
 
     Raises:
-        RequestError: it cannot be read, names a patient twice, or none who is there.
+        RequestError: the file cannot be read, names a patient twice, or none who is there; or there is no
+            such centre.
     """
+    if options.hold_out_centre is not None:
+        if options.splits is not None:
+            raise RequestError("--splits and --hold_out_centre both tell the split; give one of them.")
+        return hold_out_centre(raw, options.hold_out_centre, options.validation_fraction, options.seed)
     path = options.splits
     if path is None:
         path = options.raw / "splits.json"
@@ -57,6 +62,32 @@ def _read_told(path: Path) -> ToldSplit:
     told: ToldSplit = {side: [str(patient_id) for patient_id in content.get(side, [])] for side in SIDES}
     Split(0, **told)  # refuses a patient on two sides, also one that is not there
     return told
+
+
+def hold_out_centre(raw: RawData, centre: str, validation_fraction: float, seed: int) -> ToldSplit:
+    """All patients of a centre for the test; of the others some, drawn, for validation.
+
+    Raises:
+        RequestError: nobody is of that centre, or nobody of another.
+    """
+    centre_of = {case.patient_id: case.centre for case in raw.cases}
+    known = sorted({name for name in centre_of.values() if name is not None})
+    if centre not in known:
+        raise RequestError(
+            f"--hold_out_centre {centre}: the {raw.layout} layout tells "
+            + (
+                f"the centres {', '.join(known)}; give one of them."
+                if known
+                else "no centres; give --splits."
+            )
+        )
+    others = [patient_id for patient_id, name in centre_of.items() if name != centre]
+    if not others:
+        raise RequestError(f"All patients are of centre {centre}, which leaves nobody to train on.")
+    drawn = draw_split(others, validation_fraction, 0, seed)
+    held_out = sorted(set(centre_of) - set(others))
+    print(f"Split: centre {centre} held out, {len(held_out)} patients; {len(others)} of other centres.")
+    return {"train": drawn.train, "validation": drawn.validation, "test": held_out}
 
 
 def split_as_told(told: ToldSplit, usable: Iterable[str], seed: int) -> Split:

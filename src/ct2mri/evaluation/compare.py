@@ -12,7 +12,7 @@ from ct2mri.errors import RequestError
 from ct2mri.evaluation.catalogue import describe, digits
 from ct2mri.evaluation.compare_page import missing_lines, write_page
 from ct2mri.evaluation.evaluate import REPORT_FORMAT_VERSION, evaluation_of
-from ct2mri.evaluation.statistics import LEVEL, SETTINGS, compare_systems
+from ct2mri.evaluation.statistics import LEVEL, SETTINGS, compare_systems, summarise_patients
 from ct2mri.evaluation.tables import TABLE
 from ct2mri.files import atomic_path, read_json, write_json
 from ct2mri.options import CompareOptions, EvaluateOptions, MeasureOptions
@@ -80,6 +80,22 @@ def comparison_of(options: CompareOptions) -> dict[str, Any]:
             for name in names[1:]
         }
 
+    def floor_of(case_ids: Sequence[str]) -> dict[str, float | None]:
+        """Measure → mean noise floor over patients, of a measure best near a number its distance."""
+        return {
+            measure: summarise_patients(
+                {
+                    case_id: distance_from_best(measure, first[case_id]["noise_floor"]["values"].get(measure))
+                    for case_id in case_ids
+                },
+                patient_of,
+            ).mean
+            for measure in measures
+        }
+
+    of_centre = {
+        centre: [case_id for case_id in shared if centre_of[case_id] == centre] for centre in centres
+    }
     return {
         "format_version": COMPARISON_FORMAT_VERSION,
         "ct2mri": __version__,
@@ -103,9 +119,10 @@ def comparison_of(options: CompareOptions) -> dict[str, Any]:
         ],
         "missing": missing,
         "differences": against_first(shared),
+        "noise_floor": floor_of(shared),
         "centres": {
-            centre: against_first([case_id for case_id in shared if centre_of[case_id] == centre])
-            for centre in centres
+            centre: {"differences": against_first(case_ids), "noise_floor": floor_of(case_ids)}
+            for centre, case_ids in of_centre.items()
         },
     }
 
@@ -143,7 +160,7 @@ def format_comparison(comparison: dict[str, Any]) -> str:
         lines.append(f"{name} less {names[0]}, mean over patients of the paired differences")
         lines.append(
             f"{'':14}  {names[0][:12]:>12}  {name[:12]:>12}  {'difference':>12}  "
-            f"{f'{LEVEL:.0%} interval':>24}   p      verdict"
+            f"{f'{LEVEL:.0%} interval':>24}   p      noise floor  verdict"
         )
         for measure in (measure for measure in TABLE if measure in comparison["measures"]):
             of = comparison["differences"][name][measure]
@@ -157,9 +174,11 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             ]
             interval = " to ".join(digits(measure, end, comparison["in_hu"]) for end in of["interval"] or [])
             p_value = "–" if of["p_value"] is None else f"{of['p_value']:.3f}"
+            floor = comparison["noise_floor"][measure]
+            floor_words = "–" if floor is None else digits(measure, floor, comparison["in_hu"])
             lines.append(
                 f"{label:14}  {numbers[0]:>12}  {numbers[1]:>12}  {numbers[2]:>12}  {interval or '–':>24}"
-                f"   {p_value:5}  {of['verdict']}"
+                f"   {p_value:5}  {floor_words:>11}  {of['verdict']}"
             )
         lines.append("")
     patients = len({case["patient_id"] for case in comparison["cases"]})
@@ -292,7 +311,8 @@ def _write_csv(path: Path, comparison: dict[str, Any]) -> None:
             ]
         )  # fmt: skip
         first = comparison["systems"][0]["name"]
-        for centre, differences in [("", comparison["differences"]), *comparison["centres"].items()]:
+        of_centres = [(centre, of["differences"]) for centre, of in comparison["centres"].items()]
+        for centre, differences in [("", comparison["differences"]), *of_centres]:
             for name, measures in differences.items():
                 for measure, of in measures.items():
                     low, high = of["interval"] or (None, None)

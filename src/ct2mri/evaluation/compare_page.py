@@ -42,7 +42,7 @@ def page(comparison: dict[str, Any]) -> str:
             {
                 "id": title.partition(",")[0].lower().replace(" ", "-").replace("'", ""),
                 "title": _TITLES.get(title, title),
-                "table": _table(comparison, measures, comparison["differences"], with_group=True),
+                "table": _table(comparison, measures, comparison, with_group=True),
             }
         )
     parts: list[tuple[str, str]] = [
@@ -67,13 +67,13 @@ def page(comparison: dict[str, Any]) -> str:
             safety=SAFETY,
             missing=missing_lines(comparison),
             parts=[{"id": name, "title": title} for name, title in parts],
-            summary=_table(comparison, main, comparison["differences"], with_group=False),
+            summary=_table(comparison, main, comparison, with_group=False),
             statistics=comparison["statistics"],
             plots=_plots(comparison, main),
             case_table=_case_table(comparison),
             centres=[
-                {"name": centre, "table": _table(comparison, main, differences, with_group=False)}
-                for centre, differences in comparison["centres"].items()
+                {"name": centre, "table": _table(comparison, main, of_centre, with_group=False)}
+                for centre, of_centre in comparison["centres"].items()
             ],
             sections=sections,
             settings=[(term, settings[term]) for term in ("mask", "data_range", "normalisation", "ssim")],
@@ -116,12 +116,20 @@ def label_of(measure: str, in_hu: bool) -> str:
 def _table(
     comparison: dict[str, Any],
     measures: Sequence[str],
-    differences: dict[str, dict[str, dict[str, Any]]],
+    part: dict[str, Any],
     *,
     with_group: bool,
 ) -> list[dict[str, Any]]:
-    """A row a measure: the first system's mean, then mean, difference and test of each other."""
+    """A row a measure: noise floor, the first system's mean, then mean, difference and test of each other.
+
+    Args:
+        comparison: the comparison.
+        measures: which rows.
+        part: `differences` and `noise_floor` of all patients, or of those of a centre.
+        with_group: name the measures' groups as well.
+    """
     in_hu, rows = comparison["in_hu"], []
+    differences = part["differences"]
     for measure in measures:
         others = []
         for name, of_system in differences.items():
@@ -154,6 +162,7 @@ def _table(
             {
                 "label": f"{group}: {label_of(measure, in_hu)}" if with_group else label_of(measure, in_hu),
                 "better": {"higher": "higher", "neither": "–"}.get(better, "lower"),
+                "floor": number(measure, part["noise_floor"][measure], in_hu),
                 "first": number(measure, firsts[0], in_hu),
                 "others": others,
             }

@@ -246,6 +246,11 @@ def _case_table(report: dict[str, Any]) -> dict[str, Any]:
         if remarks:
             row["words"] = " ".join(case["remarks"])
         rows.append(row)
+    foot: dict[str, Any] = {
+        "name": "noise floor, mean",
+        "cells": [number(name, report["noise_floor"][name]["mean"], in_hu) for name in names],
+        **({"words": ""} if remarks else {}),
+    }
     headings = [{"text": "Case", "kind": "text"}]
     headings += [{"text": spoken.get(name, heading(name, in_hu)), "kind": "number"} for name in names]
     headings += [{"text": "Remarks", "kind": "none"}] if remarks else []
@@ -254,6 +259,7 @@ def _case_table(report: dict[str, Any]) -> dict[str, Any]:
         "not defined. Headings sort.",
         "headings": headings,
         "rows": rows,
+        "foot": foot,
         "sorted_by": 1 + names.index("mae") if "mae" in names else 0,
     }
 
@@ -279,4 +285,5 @@ def _centres(report: dict[str, Any]) -> dict[str, Any]:
             cell["about"] = " to ".join(minus(digits(name, end, in_hu)) for end in of["interval"] or [])
             cells.append(cell)
         rows.append({"name": centre, "patients": of_centre["mae"]["patients"], "cells": cells})
-    return {"headings": [heading(name, in_hu) for name in names], "rows": rows}
+    floor = [number(name, report["noise_floor"][name]["mean"], in_hu) for name in names]
+    return {"headings": [heading(name, in_hu) for name in names], "rows": rows, "floor": floor}

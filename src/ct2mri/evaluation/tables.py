@@ -79,6 +79,9 @@ def format_report(report: dict[str, Any]) -> str:
             words = _means(of_centre, in_hu)
             label = f"{centre} ({of_centre['mae']['patients']} patients)"
             rows.append((label, {name: words[name] for name in TABLE}))
+        rows.append(
+            ("noise floor", {name: words for name, words in _means(floor, in_hu).items() if name in TABLE})
+        )
         parts.append(f"By centre, mean ± deviation\n{format_table(rows, in_hu)}")
     if "stability" in report:
         parts.append(f"Stability of the model under small changes\n{format_stability(report['stability'])}")
