@@ -5,11 +5,12 @@ from typing import Any
 
 from ct2mri.evaluation import charts
 from ct2mri.evaluation.cells import minus
-from ct2mri.evaluation.stability import MOST_ALTERED, shares_of_error
+from ct2mri.evaluation.stability import MEASURES, MOST_ALTERED, shares_of_error
 from ct2mri.evaluation.statistics import summarise_patients
 
 _HEADINGS = ("source, mean |change|", "result, mean |change|", "SSIM", "altered interior", "largest part, ml")
 OF_ERROR = "of the error"
+_TERMS = dict(zip(MEASURES, _HEADINGS, strict=True))
 
 
 def add_stability(report: dict[str, Any], found: Mapping[str, Any]) -> None:
@@ -73,7 +74,7 @@ def appendix(report: Mapping[str, Any]) -> dict[str, Any]:
         "headings": _headings(found),
         "rows": rows,
         "charts": _charts(report, found),
-        "terms": list(found["settings"].items()),
+        "terms": [(_TERMS.get(name, name), words) for name, words in found["settings"].items()],
     }
 
 
