@@ -65,6 +65,7 @@ def test_a_line_shifts_by_its_slope_and_does_not_hallucinate(cts, tmp_path, caps
     # A line makes of other HU another brightness and nothing else.
     assert means(report, "altered") == dict.fromkeys(CHANGES, 0)
     assert report["verdict"]["hallucinates"] == []
+    assert all(isinstance(case["warnings"], list) for case in report["cases"])
     assert "Stable under small changes" in capsys.readouterr().out
     with (tmp_path / "out" / "stability.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -138,6 +139,7 @@ def test_only_the_held_out_cases_of_a_data_set(cts, tmp_path):
         )  # fmt: skip
     report = run(tmp_path / "model", cts, tmp_path / "out", "--data", str(tmp_path / "data"))
     assert [(case["case_id"], case["patient_id"]) for case in report["cases"]] == [("a", "patient")]
+    assert report["request"]["split"] == "test"  # another split does not come into the same report
 
 
 def test_unusable_requests_get_one_sentence(cts, tmp_path):

@@ -76,6 +76,8 @@ def stability(options: StabilityOptions) -> None:
             write_json(options.output / REPORT, report)
     _write_csv(options.output / "stability.csv", report)
     print(format_stability(report))
+    for sentence in dict.fromkeys(sentence for case in report["cases"] for sentence in case["warnings"]):
+        print(f"Warning: {sentence}")
     print(f"Written: {options.output / REPORT} and stability.csv")
     if options.card:
         pipeline.card["stability"] = _for_card(report)
@@ -113,6 +115,7 @@ def _request(options: StabilityOptions, pipeline: TranslationPipeline) -> dict[s
         "sampler": options.sampler or last.sampler,
         "seed": options.seed,
         "samples": options.samples,
+        "split": None if options.data is None else options.split,
     }
 
 
@@ -144,21 +147,25 @@ def _case(
     in_hu = plan.target_units == "HU"
     low, high = plan.target_range
 
-    def result(volume: Volume, seed: int) -> NDArray[np.float32]:
-        array = pipeline.translate(
+    def result(volume: Volume, seed: int) -> tuple[NDArray[np.float32], list[str]]:
+        translated = pipeline.translate(
             volume,
             num_inference_steps=options.steps,
             sampler=options.sampler,
             seed=seed,
             samples=options.samples,
-        ).volume.array
+        )
         bar.update()
-        return array if in_hu else (array - np.float32(low)) / np.float32(high - low)
+        array = translated.volume.array
+        if not in_hu:
+            array = (array - np.float32(low)) / np.float32(high - low)
+        return array, translated.warnings
 
+    unchanged, warnings = result(source, options.seed)
     prepared = prepare_source(source, plan)
     body = restore_to_input(prepared.mask.astype(np.float32), prepared.grid, source, 0).array > 0.5
     results = Results(
-        unchanged=result(source, options.seed),
+        unchanged=unchanged,
         body=body,
         spacing=source.spacing,
         in_hu=in_hu,
@@ -170,12 +177,18 @@ def _case(
         changed = change.apply(source)
         # Sample n has the seed + n, so the next seed that no sample had is behind the last one.
         seed = options.seed + options.samples if change.name == SEED else options.seed
-        after = change.undo(source.with_array(result(changed, seed))).array
+        after = change.undo(source.with_array(result(changed, seed)[0])).array
         seen = change.seen(source.spatial_shape)
         difference = np.abs(change.undo(changed).array - source.array)[body & seen]
         source_change = None if change.name == SEED or not difference.size else float(difference.mean())
         values[change.name], notes[change.name] = measure_change(results, after, seen, source_change)
-    return {"spacing": list(source.spacing), "voxels": int(body.sum()), "values": values, "notes": notes}
+    return {
+        "spacing": list(source.spacing),
+        "voxels": int(body.sum()),
+        "values": values,
+        "notes": notes,
+        "warnings": warnings,
+    }
 
 
 def _report(
