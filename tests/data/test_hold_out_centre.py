@@ -12,6 +12,8 @@ from ct2mri.options import PrepareOptions
 
 SHAPE = (14, 15, 12)
 AFFINE = np.diag([8.0, 8.0, 8.0, 1.0])
+# The centres' images are with and without contrast agent, which has to be asked for.
+ALL_CONTRASTS = {"target_series": "1B"}
 PATIENTS = ["1BA001", "1BA002", "1BB001", "1BB002", "1BC001"]
 
 
@@ -31,7 +33,7 @@ def raw(tmp_path_factory):
 
 
 def test_all_patients_of_the_centre_are_the_test(raw, tmp_path, capsys):
-    options = {"raw": raw, "dataset": tmp_path / "set", "workers": 0, "hold_out_centre": "B"}
+    options = {"raw": raw, "dataset": tmp_path / "set", "workers": 0, "hold_out_centre": "B", **ALL_CONTRASTS}
     prepare(PrepareOptions(**options))
     dataset = PreparedDataset(tmp_path / "set")
     split = dataset.plan.split
@@ -52,14 +54,13 @@ def test_all_patients_of_the_centre_are_the_test(raw, tmp_path, capsys):
 def test_centres_that_are_not_there_are_refused(raw, tmp_path):
     def refused(match, **options):
         with pytest.raises(RequestError, match=match):
-            prepare(PrepareOptions(**{"raw": raw, "dataset": tmp_path / "set", "workers": 0} | options))
+            prepare(PrepareOptions(**{"raw": raw, "dataset": tmp_path / "set", **ALL_CONTRASTS} | options))
         assert not (tmp_path / "set").exists()
 
     refused("tells the centres A, B, C", hold_out_centre="D")
     refused("both tell the split", hold_out_centre="A", splits=tmp_path / "splits.json")
-    refused(
-        "tells no centres; give --splits", hold_out_centre="A", layout="pairs", raw=raw / "Task1" / "brain"
-    )
+    pairs = {"layout": "pairs", "raw": raw / "Task1" / "brain", "target_series": None}
+    refused("tells no centres; give --splits", hold_out_centre="A", **pairs)
     alone = tmp_path / "alone" / "Task1" / "brain"
     alone.mkdir(parents=True)
     for patient in PATIENTS[:2]:
