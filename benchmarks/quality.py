@@ -23,6 +23,19 @@ from ct2mri.data.cases import PreparedDataset
 from ct2mri.files import read_json
 from ct2mri.pipeline import TranslationPipeline, to_target_units
 
+COLUMNS = {
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "mae": ("MAE", 4),
+    "ms_gmsd": ("MS-GMSD", 3),
+    "continuity.axial.ratio": ("change between axial slices", 2),
+    "continuity.coronal.ratio": ("coronal", 2),
+    "continuity.sagittal.ratio": ("sagittal", 2),
+    "continuity.axial.brightness": ("brightness of axial slices", 3),
+}
+"""Metric → heading and digits. Change: the prediction's mean change from slice to slice over the truth's, 1
+is best. Brightness: how unevenly whole slices are too bright or too dark, 0 is best."""
+
 
 def ct2mri(*words: object) -> None:
     """Run one command of the package."""
@@ -86,7 +99,12 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, seed {arguments.seed}, {len(dataset.case_ids(arguments.split))} cases\n"
     )
-    print("| | PSNR dB | SSIM | MAE | NMSE |\n|---|---|---|---|---|")
+    print(
+        "| | "
+        + " | ".join(heading for heading, _ in COLUMNS.values())
+        + " |\n|"
+        + "---|" * (len(COLUMNS) + 1)
+    )
     for name in names:
         report = arguments.work / f"{name} report"
         ct2mri(
@@ -102,7 +120,7 @@ def main() -> None:
 def cells(summary: dict) -> str:
     """Mean ± deviation of the metrics as cells of a table."""
     words = []
-    for metric, digits in (("psnr", 2), ("ssim", 3), ("mae", 4), ("nmse", 4)):
+    for metric, (_, digits) in COLUMNS.items():
         mean, deviation = summary[metric]["mean"], summary[metric]["deviation"]
         spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
         words.append("not defined" if mean is None else f"{mean:.{digits}f}{spread}")

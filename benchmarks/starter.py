@@ -47,9 +47,10 @@ def main() -> None:
         *("prepare", raw, data, "--anatomy", "head", "--spacing", 1.5, 1.5, 1.5),
         *("--windows", "[[-1024,3000],[-160,240]]"),
     )
-    ct2mri("train", "slices", *trained, runs / "slices")
-    ct2mri("draft", "--data", data, "--model", runs / "slices")
+    # Before there are drafts, so that all of so short a training is spent on the targets' edges.
     ct2mri("train", "vqvae", *trained, runs / "vqvae")
+    ct2mri("train", "slices", *trained, runs / "slices")
+    ct2mri("draft", "--data", data, "--model", runs / "slices", "--allow_seen")
     ct2mri("train", "latents", *trained, runs / "latents", "--vqvae", runs / "vqvae")
     stages = ["--slices", runs / "slices", "--vqvae", runs / "vqvae", "--latents", runs / "latents"]
     ct2mri(

@@ -220,6 +220,25 @@ def test_loss_is_l1_at_a_blind_last_timestep():
     assert loss.item() == pytest.approx((9 + 3) / 2)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize(("loss", "error"), [("mse", torch.square), ("l1", torch.abs)])
+def test_a_loss_in_the_image_compares_the_clean_images(prediction_type, loss, error):
+    torch.manual_seed(0)
+    settings = NoiseSettings(prediction_type=prediction_type, restart_timestep=200)
+    image, noise, output = torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5)
+    timestep = torch.tensor([3, 90, 200])
+    state, target = noisy_sample(image, noise, timestep, settings)
+    implied = predicted_original(output, state, timestep, settings)
+    found = diffusion_loss(output, target, timestep, settings, loss, space="image")
+    torch.testing.assert_close(found, error(implied - image).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_in_the_image_is_refused_where_the_noise_is_predicted():
+    image = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(RequestError, match="loss_space output"):
+        diffusion_loss(image, image, torch.tensor([5]), PUBLISHED, space="image")
+
+
 def test_double_loss_of_equal_images_is_zero():
     image = torch.randn(2, 1, 4, 4)
     assert double_loss(image, image).tolist() == [0, 0]

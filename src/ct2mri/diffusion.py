@@ -39,6 +39,7 @@ from ct2mri.options import NoiseOptions, PredictionType, Sampler
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 Loss = Literal["mse", "l1", "double"]
+LossSpace = Literal["output", "image"]
 
 STOCHASTIC_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "renoise")
 
@@ -215,6 +216,7 @@ def diffusion_loss(
     settings: NoiseSettings,
     loss: Loss = "mse",
     weight: Tensor | None = None,
+    space: LossSpace = "output",
 ) -> Tensor:
     """The training loss, a scalar.
 
@@ -226,7 +228,20 @@ def diffusion_loss(
         loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
             are compared by L1: their best answer is an estimate, and the median is the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
+        space: `output` compares what the network predicts, `image` the x_0 that it implies.
+
+    Raises:
+        RequestError: the network predicts the noise, which implies no image at the last timestep.
     """
+    if space == "image" and settings.prediction_type != "sample":
+        if settings.prediction_type == "epsilon":
+            raise RequestError(
+                "loss_space image divides by the share of the image in the sample, which next to nothing is "
+                "left of at the last timesteps; with prediction_type epsilon choose loss_space output."
+            )
+        _, spread = _levels(timestep, settings, training_target)
+        # x_0 = √ᾱ · x_t − √(1 − ᾱ) · v, and x_t is the same in both.
+        model_output, training_target = spread * model_output, spread * training_target
     weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
     axes = tuple(range(1, training_target.ndim))
     elements = weight.sum(axes).clamp(min=1)

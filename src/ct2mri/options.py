@@ -201,6 +201,11 @@ class NoiseOptions:
     loss: Literal["mse", "l1", "double"] = argument(
         "loss before the last timestep (there: L1 where mse)", "mse"
     )
+    loss_space: Literal["output", "image"] = argument(
+        "what the loss compares: the network's `output`, or the clean `image` that it implies, so that "
+        "timesteps at which little is left to do weigh little",
+        "output",
+    )
     sampler: Sampler = argument("sampler used after training unless another is asked for", "ddim")
     num_inference_steps: int = argument("sampling steps used after training unless others are asked for", 1)
 

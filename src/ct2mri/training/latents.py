@@ -77,7 +77,15 @@ class LatentsModule(StageModule):
             windows = space_to_depth(batch["windows"], self.factor, AIR)
             condition = torch.cat([condition, windows], dim=1)
         output = self.model(network_input, timestep, condition)
-        return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
+        return diffusion_loss(
+            output,
+            training_target,
+            timestep,
+            self.settings,
+            loss=options.loss,
+            weight=batch["weight"],
+            space=options.loss_space,
+        )
 
 
 class LatentsValidation:
@@ -184,15 +192,23 @@ class LatentsValidation:
     def _loss(
         self, module: LatentsModule, target: Tensor, condition: Tensor, weight: Tensor, noise: Tensor
     ) -> float:
-        """The training loss at the last timestep and at the middle one."""
-        settings = module.settings
+        """The training loss at the last timestep and in the middle of the others that are trained."""
+        settings, options = module.settings, self.options
         losses = []
-        for step in (settings.last_timestep, settings.last_timestep // 2):
+        for step in (settings.last_timestep, (settings.restart_timestep or settings.last_timestep) // 2):
             timestep = torch.tensor([step], device=target.device)
             network_input, training_target = noisy_sample(target, noise, timestep, settings)
             output = module.model(network_input, timestep, condition)
             losses.append(
-                diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight)
+                diffusion_loss(
+                    output,
+                    training_target,
+                    timestep,
+                    settings,
+                    loss=options.loss,
+                    weight=weight,
+                    space=options.loss_space,
+                )
             )
         return float(torch.stack(losses).mean())
 

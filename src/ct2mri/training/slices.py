@@ -81,7 +81,15 @@ class SlicesModule(SliceModule):
         )
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
-        return diffusion_loss(output, training_target, timestep, self.settings, options.loss, batch["weight"])
+        return diffusion_loss(
+            output,
+            training_target,
+            timestep,
+            self.settings,
+            loss=options.loss,
+            weight=batch["weight"],
+            space=options.loss_space,
+        )
 
     def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
         """Sampled by the stage's own sampler and steps."""
@@ -101,15 +109,26 @@ class SlicesModule(SliceModule):
         )
 
     def fixed_loss(self, planes: "Planes", noise: SeededNoise) -> float:
-        """The training loss at timesteps spread evenly, the last one among them."""
+        """The training loss at the last timestep and at others that are trained, spread evenly."""
         device, settings = self.device, self.settings
         target = planes.target.to(device)
-        timestep = torch.linspace(settings.last_timestep, 0, len(target) + 1)[:-1].long().to(device)
+        highest = settings.restart_timestep or settings.last_timestep
+        timestep = torch.linspace(highest, 0, len(target) + 1)[:-1].long().to(device)
+        timestep[0] = settings.last_timestep
         fixed = noise(tuple(target.shape), stage="loss").to(target)
         network_input, training_target = noisy_sample(target, fixed, timestep, settings)
         output = self.model(network_input, timestep, planes.source.to(device))
-        weight = planes.weight.to(device)
-        return float(diffusion_loss(output, training_target, timestep, settings, self.options.loss, weight))
+        return float(
+            diffusion_loss(
+                output,
+                training_target,
+                timestep,
+                settings,
+                loss=self.options.loss,
+                weight=planes.weight.to(device),
+                space=self.options.loss_space,
+            )
+        )
 
     def stage(self) -> Stage:
         """A slices stage."""
