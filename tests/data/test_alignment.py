@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ct2mri.data.alignment import edge_distance_mm, in_hu, mutual_information, view, working_grid
+from ct2mri.data.alignment import agreement, in_hu, view, working_grid
 from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.volume import Volume
 
@@ -22,25 +22,30 @@ def ball(centre: tuple[float, float, float], radius: float, modality: str, spaci
 def test_edge_distance_of_a_shifted_ball() -> None:
     """A sphere moved by d along one axis lies |d · cos| away, in the mean d/2."""
     still = ball((0, 0, 0), 50, "CT")
-    assert edge_distance_mm(still, ball((0, 0, 0), 50, "MR")) < 1.0
+    assert agreement(still, ball((0, 0, 0), 50, "MR")).edge_distance_mm < 1.0
     for shift in (8.0, 16.0):
         moved = ball((shift, 0, 0), 50, "MR")
-        assert edge_distance_mm(still, moved) == pytest.approx(shift / 2, abs=0.6)
-        assert edge_distance_mm(moved, still) == pytest.approx(shift / 2, abs=0.6)
+        assert agreement(still, moved).edge_distance_mm == pytest.approx(shift / 2, abs=0.6)
+        assert agreement(moved, still).edge_distance_mm == pytest.approx(shift / 2, abs=0.6)
 
 
 def test_edge_distance_of_a_larger_ball() -> None:
-    assert edge_distance_mm(ball((0, 0, 0), 45, "CT"), ball((0, 0, 0), 55, "MR")) == pytest.approx(10, abs=1)
+    assert agreement(ball((0, 0, 0), 45, "CT"), ball((0, 0, 0), 55, "MR")).edge_distance_mm == pytest.approx(
+        10, abs=1
+    )
 
 
 def test_no_outline_in_common_has_no_distance() -> None:
     still = ball((0, 0, 0), 50, "CT")
     away = Volume(still.array, still.affine + np.diag([0, 0, 0, 0.0]), {"modality": "CT"})
     away.affine[0, 3] += 500
-    assert edge_distance_mm(still, away) is None
-    assert mutual_information(still, away) == 0
+    assert agreement(still, away).edge_distance_mm is None
+    assert agreement(still, away).mutual_information == 0
     picture = Volume(still.array[:, :, 32:33], still.affine, {"modality": "CT"})
-    assert edge_distance_mm(picture, picture) is None or edge_distance_mm(picture, picture) < 0.01
+    assert (
+        agreement(picture, picture).edge_distance_mm is None
+        or agreement(picture, picture).edge_distance_mm < 0.01
+    )
 
 
 @pytest.mark.parametrize("anatomy", ["head", "pelvis"])
@@ -48,9 +53,12 @@ def test_phantoms_lie_on_themselves(anatomy: str) -> None:
     phantom = draw_phantom(anatomy, 3, 5.0)
     shifted = Volume(phantom.mr.array, phantom.mr.affine.copy(), phantom.mr.metadata)
     shifted.affine[:3, 3] += [6, -5, 4]
-    assert edge_distance_mm(phantom.ct, phantom.mr) < 2.0  # 40 % of a voxel
-    assert edge_distance_mm(phantom.ct, shifted) > 2.5
-    assert mutual_information(phantom.ct, phantom.mr) > 1.5 * mutual_information(phantom.ct, shifted)
+    assert agreement(phantom.ct, phantom.mr).edge_distance_mm < 2.0  # 40 % of a voxel
+    assert agreement(phantom.ct, shifted).edge_distance_mm > 2.5
+    assert (
+        agreement(phantom.ct, phantom.mr).mutual_information
+        > 1.5 * agreement(phantom.ct, shifted).mutual_information
+    )
 
 
 def test_mutual_information_ignores_gain_and_grid() -> None:
@@ -60,9 +68,9 @@ def test_mutual_information_ignores_gain_and_grid() -> None:
     for axis in (0, 2):
         flipped.affine[:3, 3] += flipped.affine[:3, axis] * (phantom.mr.array.shape[axis] - 1)
         flipped.affine[:3, axis] *= -1
-    expected = mutual_information(phantom.ct, phantom.mr)
-    assert mutual_information(phantom.ct, loud) == pytest.approx(expected, rel=1e-3)
-    assert mutual_information(phantom.ct, flipped) == pytest.approx(expected, rel=1e-3)
+    expected = agreement(phantom.ct, phantom.mr).mutual_information
+    assert agreement(phantom.ct, loud).mutual_information == pytest.approx(expected, rel=1e-3)
+    assert agreement(phantom.ct, flipped).mutual_information == pytest.approx(expected, rel=1e-3)
 
 
 def test_table_is_no_body() -> None:
@@ -81,7 +89,7 @@ def test_thin_skin_beyond_bone_belongs_to_the_body() -> None:
     mr = whole.with_array(np.where((inner.array > 400) & (core.array < 400), 10, whole.array))
     shown = view(mr, working_grid(mr, 3.0))
     assert shown.body.sum() * 27 == pytest.approx(4 / 3 * np.pi * 60**3, rel=0.08)
-    assert edge_distance_mm(ball((0, 0, 0), 60, "CT"), mr) < 1.0
+    assert agreement(ball((0, 0, 0), 60, "CT"), mr).edge_distance_mm < 1.0
 
 
 def test_values_tell_hu_where_the_header_does_not() -> None:

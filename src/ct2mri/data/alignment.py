@@ -142,17 +142,31 @@ def working_grid(volume: Volume, edge_mm: float) -> Grid:
     return grid_with_spacing(canonical, (i, j, k))
 
 
-def edge_distance_mm(source: Volume, target: Volume) -> float | None:
-    """Mean distance in mm between the outlines of the body in two volumes, over both ways.
+@dataclass(frozen=True)
+class Agreement:
+    """How well two volumes lie on one another.
 
-    Outlines are taken on a grid of 3 mm; only those inside both fields of view count. Being those of voxels
-    they are never nearer than about 0.5 mm, and in MR skin and bone near the skin may give no signal.
+    Attributes:
+        edge_distance_mm: mean distance in mm between the outlines of the body, over both ways; None where too
+            little outline is seen in both. Being those of voxels they are never nearer than about 0.5 mm, and
+            in MR skin and bone near the skin may give no signal.
+        mutual_information: in nats, over the source's body and 10 mm around it. Comparable for one pair
+            before and after a motion, hardly between pairs; 0 where the fields of view hardly overlap.
+    """
 
-    Returns:
-        The distance; None where too little outline is seen in both.
+    edge_distance_mm: float | None
+    mutual_information: float
+
+
+def agreement(source: Volume, target: Volume) -> Agreement:
+    """Compare two volumes where they lie, on a grid of 3 mm.
+
+    Only outlines inside both fields of view count. HU are clipped to [−300, 900], other values to their
+    percentile 99.5.
     """
     grid = working_grid(source, _WORKING_MM)
-    return outline_distance(view(source, grid), view(target, grid))
+    first, second = view(source, grid), view(target, grid)
+    return Agreement(outline_distance(first, second), shared_information(first, second))
 
 
 def outline_distance(first: View, second: View) -> float | None:
@@ -199,17 +213,6 @@ def _faces(mask: NDArray[np.bool_], inner: NDArray[np.bool_]) -> NDArray[np.floa
         shift[axis] = 0.5
         points.append(np.argwhere((mask[low] != mask[high]) & inner[low] & inner[high]) + shift)
     return np.concatenate(points) if points else np.zeros((0, 3))
-
-
-def mutual_information(source: Volume, target: Volume) -> float:
-    """Mutual information of two volumes in nats, over the source's body and 10 mm around it.
-
-    32 × 32 bins on a grid of 3 mm; HU are clipped to [−300, 900], other values to their percentile 99.5.
-    Comparable for one pair before and after a motion, hardly between pairs; 0 where the fields of view hardly
-    overlap.
-    """
-    grid = working_grid(source, _WORKING_MM)
-    return shared_information(view(source, grid), view(target, grid))
 
 
 def shared_information(first: View, second: View) -> float:

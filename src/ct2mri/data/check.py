@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.data.check_case import Pair, measure
+from ct2mri.data.check_case import Pair, as_meant, measure
 from ct2mri.data.check_page import write_page
 from ct2mri.data.check_picture import thumbnail
 from ct2mri.data.check_rules import CaseReport, Finding, hand, judge_case, sorted_findings, worst_first
@@ -134,7 +134,8 @@ def check_prepared_case(case_id: str, data: Path, plan: Plan) -> CaseReport:
 def _report(pair: Pair, case_id: str, patient_id: str, centre: str | None, split: str | None) -> CaseReport:
     measured, coarse = measure(pair)
     findings = judge_case(measured, is_picture=1 in pair.source.spatial_shape)
-    picture = None if coarse is None else thumbnail(pair.source, pair.target, coarse, pair.in_hu)
+    meant = as_meant(pair.source, pair.in_hu[0]), as_meant(pair.target, pair.in_hu[1])
+    picture = None if coarse is None else thumbnail(*meant, coarse, pair.in_hu)
     return CaseReport(case_id, patient_id, centre, split, measured, findings, picture)
 
 

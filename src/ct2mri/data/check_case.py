@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ct2mri.data.alignment import edge_distance_mm, mutual_information
+from ct2mri.data.alignment import agreement
 from ct2mri.data.check_fit import CoarsePair, Fit, can_be_turned, coarser, compared, fit, shrunk
 from ct2mri.data.geometry import resample, to_canonical
 from ct2mri.data.plausibility import require_ct
@@ -37,6 +37,7 @@ _TURNS: dict[str, tuple[int, ...]] = {
     "front-back and head-foot": (1, 2),
     "along all three axes": (0, 1, 2),
 }
+_LIKELY_TURNS = 3
 _EDGE_MM = 1.5  # what volumes are thinned out to before their outlines are compared
 
 
@@ -169,14 +170,16 @@ def measure(pair: Pair) -> tuple[Measured, CoarsePair | None]:
         What was measured, and the two volumes on one coarse grid with the body found in them (None where one
         shows nothing).
     """
-    source, target = _as_meant(pair.source, pair.in_hu[0]), _as_meant(pair.target, pair.in_hu[1])
+    source, target = as_meant(pair.source, pair.in_hu[0]), as_meant(pair.target, pair.in_hu[1])
     constant = any(np.ptp(volume.array) == 0 for volume in (source, target))
-    coarse = None if constant else compared(source, target, pair.mask, pair.valid)
+    thin = shrunk(source, _EDGE_MM), shrunk(target, _EDGE_MM)
+    coarse = None if constant else compared(*thin, pair.mask, pair.valid)
     facts = [
-        _volume_facts(original, repaired, coarse, name, modality, in_hu, windowed)
-        for original, repaired, name, modality, in_hu, windowed in zip(
+        _volume_facts(original, repaired, shrunk(few, 2 * _EDGE_MM), coarse, name, modality, in_hu, windowed)
+        for original, repaired, few, name, modality, in_hu, windowed in zip(
             (pair.source, pair.target),
             (source, target),
+            thin,
             pair.names,
             pair.modalities,
             pair.in_hu,
@@ -186,10 +189,11 @@ def measure(pair: Pair) -> tuple[Measured, CoarsePair | None]:
     ]
     if coarse is None or not coarse.body.any():
         return Measured(facts[0], facts[1], None), coarse
-    return Measured(facts[0], facts[1], _pair_facts(source, target, coarse)), coarse
+    is_picture = 1 in source.spatial_shape
+    return Measured(facts[0], facts[1], _pair_facts(*thin, coarse, is_picture)), coarse
 
 
-def _as_meant(volume: Volume, in_hu: bool) -> Volume:
+def as_meant(volume: Volume, in_hu: bool) -> Volume:
     """The volume without voxels that are not numbers, and with its HU brought back from an offset of 1024.
 
     One fault should not hide the others.
@@ -221,6 +225,7 @@ def _why_not_hu(volume: Volume) -> str | None:
 def _volume_facts(
     original: Volume,
     repaired: Volume,
+    thin: Volume,
     coarse: CoarsePair | None,
     name: str,
     modality: str,
@@ -231,7 +236,6 @@ def _volume_facts(
     finite = np.isfinite(array)
     values = array[finite]
     lowest, highest = (float(values.min()), float(values.max())) if values.size else (None, None)
-    thin = shrunk(repaired, _EDGE_MM * 2)
     body = _body_on(thin, coarse)
     inside = thin.array[body]
     in_body = array[_body_on(original, coarse)] if coarse is not None else values
@@ -301,8 +305,7 @@ def _digest(volume: Volume) -> str:
     return digest.hexdigest()[:32]
 
 
-def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair) -> PairFacts:
-    is_picture = 1 in source.spatial_shape
+def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair, is_picture: bool) -> PairFacts:
     as_it_is = fit(coarse, move=False)
     best = _better(fit(coarse), as_it_is)
     mirror = fit(coarse, (0,)) if best and can_be_turned(coarse, 0) else None
@@ -310,15 +313,15 @@ def _pair_facts(source: Volume, target: Volume, coarse: CoarsePair) -> PairFacts
     if best and (best.shift_mm > FAR_MM or (mirror and mirror.information > best.information)):
         # Before anything is said, the target gets the start that its mirror images have.
         best = _better(best, fit(coarse, from_middle=True)) or best
-        turned = _turned(coarser(coarse))
+        turned = _turned(coarse, max(best.information, mirror.information if mirror else 0.0))
     gain = best.information / as_it_is.information if best and as_it_is else None
-    thin = shrunk(source, _EDGE_MM), shrunk(target, _EDGE_MM)
+    lying = agreement(source, target)
     voxel = float(np.prod(coarse.grid.spacing))
     return PairFacts(
         body_litres=None if is_picture else float(np.count_nonzero(coarse.body) * voxel / 1e6),
         seen_share=float(np.mean(coarse.seen[coarse.body])),
-        edge_distance_mm=edge_distance_mm(*thin),
-        mutual_information=mutual_information(*thin),
+        edge_distance_mm=lying.edge_distance_mm,
+        mutual_information=lying.mutual_information,
         shift_mm=best.shift_mm if best else None,
         direction_mm=best.direction_mm if best else None,
         shift_gain=gain,
@@ -333,13 +336,22 @@ def _better(*fits: Fit | None) -> Fit | None:
     return max((each for each in fits if each), key=lambda each: each.information, default=None)
 
 
-def _turned(pair: CoarsePair) -> dict[str, float]:
-    """The way to turn the target over that fits best, if much better than as it is or mirrored left-right."""
+def _turned(pair: CoarsePair, level: float) -> dict[str, float]:
+    """The way to turn the target over that fits best, if much better than as it is or mirrored left-right.
+
+    The likeliest ways are found on a coarser grid, where the search ends at a wrong place now and then, and
+    compared on the pair's own.
+
+    Args:
+        pair: the pair.
+        level: mutual information of the target as it is, or mirrored left-right, where it fits best.
+    """
     ways = {how: flips for how, flips in _TURNS.items() if all(can_be_turned(pair, axis) for axis in flips)}
-    upright = [fit(pair, from_middle=True), *([fit(pair, (0,))] if can_be_turned(pair, 0) else [])]
-    level = max((fitted.information for fitted in upright if fitted), default=None)
-    rivals = {how: fitted.information for how, flips in ways.items() if (fitted := fit(pair, flips))}
-    if level is None or not rivals:
+    rough = coarser(pair)
+    first = {how: fitted.information for how, flips in ways.items() if (fitted := fit(rough, flips))}
+    likely = sorted(first, key=lambda how: -first[how])[:_LIKELY_TURNS]
+    rivals = {how: fitted.information for how in likely if (fitted := fit(pair, ways[how]))}
+    if not rivals:
         return {}
     how = max(rivals, key=lambda name: rivals[name])
     return {how: rivals[how] / level} if rivals[how] > _MUCH_BETTER * level else {}

@@ -14,8 +14,9 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ct2mri.data.alignment import in_hu, view, working_grid
+from ct2mri.data.alignment import in_hu, information, view, working_grid
 from ct2mri.data.geometry import from_sitk, resample, to_canonical, to_sitk
+from ct2mri.data.registration_pyramid import one_thread
 from ct2mri.data.volume import Grid, Volume
 
 _BINS = 32
@@ -97,8 +98,10 @@ def shrunk(volume: Volume, edge_mm: float) -> Volume:
         max(1, min(int(edge_mm / edge), size))
         for edge, size in zip(canonical.spacing, canonical.spatial_shape, strict=True)
     ]
-    image = SimpleITK.BinShrink(to_sitk(canonical), factors)
-    return from_sitk(image, {"modality": canonical.metadata.get("modality")})
+    told = {"modality": canonical.metadata.get("modality")}
+    if factors == [1, 1, 1]:
+        return Volume(canonical.array, canonical.affine, told)
+    return from_sitk(SimpleITK.BinShrink(to_sitk(canonical), factors), told)
 
 
 def coarser(pair: CoarsePair) -> CoarsePair:
@@ -172,7 +175,8 @@ def fit(
     method.SetInitialTransform(transform, inPlace=True)
     if move:
         try:
-            method.Execute(fixed, moving)
+            with one_thread():
+                method.Execute(fixed, moving)
         except RuntimeError:  # all sampled points lie outside the target: the two do not overlap
             return None
 
@@ -186,19 +190,10 @@ def fit(
     direction = np.insert(middle, [axis - n for n, axis in enumerate(flat)], 0.0)
     right, front, up = (float(value) for value in direction)
     return Fit(
-        _information(source[inside], moved[inside]),
+        information(source[inside], moved[inside]),
         float(np.linalg.norm(shifts, axis=1).mean()),
         (right, front, up),
     )
-
-
-def _information(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Mutual information in nats of two lists of values in [0, 1]."""
-    counts, _, _ = np.histogram2d(first, second, bins=_BINS, range=[[0, 1], [0, 1]])
-    joint = counts / counts.sum()
-    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    filled = joint > 0
-    return float((joint[filled] * np.log(joint[filled] / independent[filled])).sum())
 
 
 def _flat(pair: CoarsePair) -> list[int]:

@@ -87,8 +87,8 @@ def _judge_copies(reports: Mapping[str, CaseReport], found: dict[str, list[Findi
 
 
 def _copy_finding(report: CaseReport, other: CaseReport, roles: Sequence[str]) -> Finding:
-    verb = "is" if len(roles) == 1 else "are"
-    same = f"The {' and the '.join(roles)} {verb}, voxel for voxel, that of {other.case_id}"
+    are = "is, voxel for voxel, that" if len(roles) == 1 else "are, voxel for voxel, those"
+    same = f"The {' and the '.join(roles)} {are} of {other.case_id}"
     if other.patient_id == report.patient_id:
         return Finding("note", f"{same}, of the same patient.")
     if report.split != other.split:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ct2mri.data.alignment import View, edge_distance_mm, mutual_information, surface_points
+from ct2mri.data.alignment import View, agreement, surface_points
 from ct2mri.data.plausibility import require_finite
 from ct2mri.data.registration_pyramid import Matrix, body_centre, pyramid, world
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
-__all__ = ["Registration", "RegistrationQuality", "edge_distance_mm", "mutual_information", "register_rigid"]
+__all__ = ["Registration", "RegistrationQuality", "register_rigid"]
 
 _STARTS_PER_ANCHOR = 3
 _START_MM, _START_DEG = 12.0, 8.0  # greatest shift and turn of a start away from its anchor, per axis
@@ -121,7 +121,7 @@ def register_rigid(
 
     matrix = np.asarray(np.linalg.inv(best[0]), dtype=np.float64)
     surface = surface_points(judge.fixed)
-    agreement = max(_distance(best[0], other, surface) for other in best[1:])
+    apart = max(_distance(best[0], other, surface) for other in best[1:])
     moved = Volume(moving.array, matrix @ moving.affine, dict(moving.metadata))
     turned = [stage.turned_over() for stage in dict.fromkeys((coarse, judge))]
     mirrored = best[0]
@@ -129,13 +129,14 @@ def register_rigid(
         mirrored = stage.climb(mirrored, _sampling_seed(rng))
     fits_mirrored = turned[-1].score(mirrored) > _MIRROR_GAIN * judge.score(best[0])
 
+    before, after = agreement(fixed, moving), agreement(fixed, moved)
     quality = RegistrationQuality(
-        edge_distance_mm=edge_distance_mm(fixed, moved),
-        edge_distance_before_mm=edge_distance_mm(fixed, moving),
-        start_agreement_mm=agreement,
+        edge_distance_mm=after.edge_distance_mm,
+        edge_distance_before_mm=before.edge_distance_mm,
+        start_agreement_mm=apart,
         starts=len(starts),
-        mutual_information_before=mutual_information(fixed, moving),
-        mutual_information_after=mutual_information(fixed, moved),
+        mutual_information_before=before.mutual_information,
+        mutual_information_after=after.mutual_information,
         translation_mm=_distance(matrix, np.eye(4), body_centre(judge.moving)[None]),
         rotation_deg=float(np.degrees(Rotation.from_matrix(matrix[:3, :3]).magnitude())),
     )
@@ -184,7 +185,7 @@ def _doubts(quality: RegistrationQuality, overlap: float, fits_mirrored: bool) -
         fits_mirrored: whether the moving volume fits better with its left for its right.
     """
     look = "look at its picture before using the pair"
-    agreement, edges, turn = quality.start_agreement_mm, quality.edge_distance_mm, quality.rotation_deg
+    apart, edges, turn = quality.start_agreement_mm, quality.edge_distance_mm, quality.rotation_deg
     before, after = quality.mutual_information_before, quality.mutual_information_after
     doubts = []
     if fits_mirrored:
@@ -192,9 +193,9 @@ def _doubts(quality: RegistrationQuality, overlap: float, fits_mirrored: bool) -
             "The volumes fit better with left and right of one of them swapped: one may be mirrored, so "
             "compare them with the original images."
         )
-    if agreement > _AGREEMENT_MM:
+    if apart > _AGREEMENT_MM:
         doubts.append(
-            f"The best starts of the registration end {agreement:.1f} mm apart at the body's surface "
+            f"The best starts of the registration end {apart:.1f} mm apart at the body's surface "
             f"(doubtful above {_AGREEMENT_MM:g} mm); {look}."
         )
     if edges is None:
