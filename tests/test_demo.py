@@ -7,10 +7,10 @@ from PIL import Image
 from ct2mri.cli import main
 from ct2mri.data.intensity import body_mask
 from ct2mri.data.io import load_volume, save_volume
-from ct2mri.data.phantom import draw_phantom
+from ct2mri.data.phantom import FIRST_UNSEEN_SEED, draw_phantom
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Volume
-from ct2mri.demo import FIRST_UNSEEN_SEED, compare, show_ct, show_phantom
+from ct2mri.demo import compare, show_ct, show_phantom
 from ct2mri.diffusion import NoiseSettings
 from ct2mri.evaluation.pictures import SAFETY_SENTENCE
 from ct2mri.models import ScalableUNet

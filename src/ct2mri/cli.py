@@ -47,6 +47,7 @@ COMMANDS = {
     "stability": Command(options.StabilityOptions, "ct2mri.stability:stability"),
     "evaluate": Command(options.EvaluateOptions, "ct2mri.evaluation.evaluate:evaluate"),
     "compare": Command(options.CompareOptions, "ct2mri.evaluation.compare:compare"),
+    "view": Command(options.ViewOptions, "ct2mri.viewer.view:view"),
     "import-published": Command(options.ImportPublishedOptions, "ct2mri.published:import_published"),
 }
 
@@ -184,7 +185,7 @@ def _parser(name: str, takes: type[Any], staged: bool) -> ArgumentParser:
             settings["type"] = kind
         if field.metadata["positional"]:
             if not required:
-                settings["nargs"] = "?"
+                settings["nargs"] = "*" if "nargs" in settings else "?"
             parser.add_argument(field.name, **settings)
         else:
             if required:

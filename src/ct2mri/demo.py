@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ct2mri.data.intensity import body_mask, target_reference
 from ct2mri.data.io import load_volume, save_volume
-from ct2mri.data.phantom import draw_phantom
+from ct2mri.data.phantom import FIRST_UNSEEN_SEED, draw_phantom
 from ct2mri.data.plan import Plan
 from ct2mri.data.plausibility import BODY_THRESHOLD, require_ct
 from ct2mri.data.volume import Volume
@@ -19,9 +19,6 @@ from ct2mri.files import write_json
 from ct2mri.options import DemoOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
 from ct2mri.translation_jobs import Job, do_job, settings_of
-
-FIRST_UNSEEN_SEED = 1_000_000
-"""Models are trained on phantoms of small seeds; those from here on, none has seen."""
 
 
 def demo(options: DemoOptions) -> None:

@@ -472,3 +472,27 @@ class DemoOptions:
     )
     seed: int = argument("seed of the phantom and the noise", 0)
     device: str = argument("auto, cpu, cuda or mps", "auto")
+
+
+@dataclass(kw_only=True)
+class ViewOptions:
+    """Look at volumes, translate and compare them in the browser; follow a training."""
+
+    inputs: list[Path] | None = argument(
+        "volumes, a folder of them, a DICOM series, a report of `evaluate` or `compare`, a run of `train`; "
+        "default: what the results folder holds, else a phantom",
+        None,
+        positional=True,
+    )
+    results: Path = argument("folder for uploads, results and the record of jobs", Path("ct2mri-results"))
+    models: list[str] | None = argument(
+        "pipeline folders (or owner/name) to choose from; default: the starter model", None
+    )
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    host: str = argument("address to listen on; any but this machine's own needs --token", "127.0.0.1")
+    port: int = argument("port to listen on (0: a free one)", 0)
+    token: str | None = argument(
+        "secret that a browser or script must bring, 16 characters or more; default: a new random one", None
+    )
+    no_browser: bool = argument("do not open the page in the browser", False, flags=("--no-browser",))
+    upload_limit: float = argument("GiB that one upload may have", 4.0)

@@ -217,7 +217,7 @@ def save_volume(
     volume: Volume,
     path: str | Path,
     description: str | None = None,
-    dtype: Literal["float32", "uint8"] = "float32",
+    dtype: Literal["float32", "int16", "uint8"] = "float32",
 ) -> None:
     """Write a volume as NIfTI, MetaImage or NRRD, by the suffix; whole or not at all.
 
@@ -225,7 +225,8 @@ def save_volume(
         volume: the volume.
         path: where to; folders on the way are made.
         description: a remark kept in the header (NIfTI keeps the first 79 characters).
-        dtype: `uint8` for masks and label maps, which must hold whole numbers from 0 to 255.
+        dtype: `uint8` for masks and label maps, which must hold whole numbers from 0 to 255; `int16` for
+            whole numbers from -32768 to 32767.
 
     Raises:
         RequestError: the suffix is unknown.
@@ -235,8 +236,9 @@ def save_volume(
     require_writable(path)
     suffix = _suffix(path)
     array: NDArray[Any] = volume.array.astype(dtype)
-    if dtype == "uint8" and not np.array_equal(array, volume.array):
-        raise ValueError("uint8 voxels must be whole numbers from 0 to 255")
+    if dtype != "float32" and not np.array_equal(array, volume.array):
+        allowed = np.iinfo(dtype)
+        raise ValueError(f"{dtype} voxels must be whole numbers from {allowed.min} to {allowed.max}")
     with atomic_path(path) as temporary:
         try:
             if suffix in _NIFTI:
@@ -265,8 +267,8 @@ def _save_nifti(array: NDArray[Any], grid: Grid, path: Path, description: str | 
 
 def _save_itk(volume: Volume, path: Path, description: str | None, dtype: str) -> None:
     image = to_sitk(volume)
-    if dtype == "uint8":
-        image = SimpleITK.Cast(image, SimpleITK.sitkUInt8)
+    if dtype != "float32":
+        image = SimpleITK.Cast(image, SimpleITK.sitkUInt8 if dtype == "uint8" else SimpleITK.sitkInt16)
     if description:
         image.SetMetaData("Comment", description)
     SimpleITK.WriteImage(image, str(path), useCompression=True)

@@ -64,6 +64,9 @@ class _Atlas:
     slices: tuple[float, float]
 
 
+FIRST_UNSEEN_SEED = 1_000_000
+"""Models are trained on phantoms of small seeds; those from here on, none has seen."""
+
 _ATLASES: dict[str, _Atlas] = {
     "head": _Atlas(
         low=HEAD_BOX[0],

@@ -1,0 +1,1 @@
+"""The viewer: a page to look at volumes in, and the loopback server behind it."""

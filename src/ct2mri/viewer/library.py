@@ -1,0 +1,158 @@
+"""The volumes that the viewer shows: those it keeps in the results folder, and those it was given to show."""
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ct2mri.errors import RequestError
+from ct2mri.viewer.failures import ConflictError, NotThereError
+from ct2mri.viewer.records import DownloadFormat, Made, VolumeRecord
+from ct2mri.viewer.stored import SUFFIX, StoredVolume
+
+WORK = ".viewer-work"
+"""The folder for what does not outlive the server, inside the results folder: moving there is renaming."""
+
+
+def new_id() -> str:
+    """An identifier that cannot be guessed; in order of time, to the second."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One volume and where it lies."""
+
+    id: str
+    folder: Path
+    stored: StoredVolume
+
+    @property
+    def data(self) -> Path:
+        """The NIfTI file."""
+        return self.folder / f"{self.stored.base}.nii"
+
+    @property
+    def sidecar(self) -> Path:
+        """What `ct2mri translate` writes beside a result."""
+        return self.folder / f"{self.stored.base}.json"
+
+    def record(self) -> VolumeRecord:
+        """What the API tells of it."""
+        stored, described = self.stored, self.stored.described
+        downloads: list[DownloadFormat] = ["nifti", "nrrd"]
+        if described.job is not None:
+            downloads += ["sidecar", "dicom"] if described.role == "result" else ["sidecar"]
+        return VolumeRecord(
+            id=self.id,
+            name=described.name,
+            group=described.group,
+            role=described.role,
+            modality=stored.modality,
+            units=stored.units,
+            shape=stored.shape,
+            spacing=stored.spacing,
+            orientation=stored.orientation,
+            warnings=stored.warnings,
+            bytes=self.data.stat().st_size,
+            job=described.job,
+            made=None if described.made is None else Made(**described.made),
+            downloads=downloads,
+        )
+
+
+class Library:
+    """The volumes, by identifier.
+
+    A volume's files lie in a folder of their own, `volumes/ID/`, or with a job's in `jobs/ID/`. What the
+    viewer was only given to show lies in the work folder until a job uses it.
+
+    Args:
+        root: the results folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.work = root / WORK
+        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        for folder in sorted([*root.glob("volumes/*"), *root.glob("jobs/*")]):
+            self.add_folder(folder)
+
+    def close(self) -> None:
+        """Remove what was not to be kept."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def new_folder(self) -> Path:
+        """An empty folder for one piece of work."""
+        folder = self.work / new_id()
+        folder.mkdir()
+        return folder
+
+    def add_folder(self, folder: Path) -> list[str]:
+        """Take in the volumes of a folder, and say their identifiers; damaged ones are passed over."""
+        added = []
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                stored = StoredVolume.read(path)
+            except RequestError:
+                continue
+            entry = Entry(f"{folder.name}-{stored.base}", folder, stored)
+            if entry.data.is_file():
+                with self._lock:
+                    self._entries[entry.id] = entry
+                added.append(entry.id)
+        return added
+
+    def place(self, folder: Path, *, kept: bool) -> list[str]:
+        """Give a worked-on folder its place, and take in its volumes."""
+        home = (self.root if kept else self.work) / "volumes" / folder.name
+        home.parent.mkdir(parents=True, exist_ok=True)
+        folder.replace(home)
+        return self.add_folder(home)
+
+    def keep(self, volume_id: str) -> Entry:
+        """Keep a volume that was only shown, with those in its folder: a job needs it."""
+        with self._lock:
+            entry = self[volume_id]
+            if self.work in entry.folder.parents:
+                self.place(entry.folder, kept=True)
+            return self[volume_id]
+
+    def __getitem__(self, volume_id: str) -> Entry:
+        with self._lock:
+            if volume_id not in self._entries:
+                raise NotThereError("There is no such volume; /api/volumes lists those there are.")
+            return self._entries[volume_id]
+
+    def entries(self) -> list[Entry]:
+        """All of them, in order of their coming."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def remove(self, volume_id: str, used: Callable[[str], bool]) -> None:
+        """Delete a volume and its files.
+
+        Args:
+            volume_id: which.
+            used: whether a job that has not ended uses it.
+
+        Raises:
+            NotThereError: there is none.
+            ConflictError: it is in use.
+        """
+        with self._lock:
+            entry = self[volume_id]
+            if used(volume_id):
+                raise ConflictError("A job that has not ended uses this volume; cancel the job first.")
+            del self._entries[volume_id]
+            (entry.folder / f"{entry.stored.base}{SUFFIX}").unlink(missing_ok=True)
+            for end in (".nii", ".json", ".origin.dcm", ".origin.json"):
+                (entry.folder / f"{entry.stored.base}{end}").unlink(missing_ok=True)
+            if not any(entry.folder.iterdir()):
+                entry.folder.rmdir()

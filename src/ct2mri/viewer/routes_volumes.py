@@ -1,0 +1,108 @@
+"""Volumes: their upload, their list, their voxels."""
+
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from starlette.requests import ClientDisconnect
+
+from ct2mri.viewer.records import UploadRecord, UploadRequest, VolumeRecord
+from ct2mri.viewer.routes_looking import Id
+from ct2mri.viewer.state import Viewer
+from ct2mri.viewer.uploads import Incoming
+
+_BUFFER = 2**20
+
+
+def volume_routes(viewer: Viewer) -> APIRouter:
+    """The addresses of volumes and uploads."""
+    routes = APIRouter(prefix="/api")
+    library, uploads = viewer.library, viewer.uploads
+
+    @routes.get("/volumes", tags=["volumes"])
+    def volumes() -> list[VolumeRecord]:
+        """All volumes that can be looked at."""
+        return [entry.record() for entry in library.entries()]
+
+    @routes.get("/volumes/{volume_id}", tags=["volumes"])
+    def volume(volume_id: Id) -> VolumeRecord:
+        """One volume's facts."""
+        return library[volume_id].record()
+
+    @routes.get(
+        "/volumes/{volume_id}/data.nii",
+        tags=["volumes"],
+        response_class=FileResponse,
+        responses={200: {"content": {"application/octet-stream": {}}}},
+    )
+    def data(volume_id: Id) -> FileResponse:
+        """One volume's voxels as NIfTI, 16 bit where they are whole numbers."""
+        return FileResponse(library[volume_id].data, media_type="application/octet-stream")
+
+    @routes.post("/uploads", tags=["uploads"], status_code=201)
+    def new_upload(request: UploadRequest) -> UploadRecord:
+        """Begin an upload."""
+        return uploads.new(request.name, request.kind)
+
+    @routes.put(
+        "/uploads/{upload_id}/files",
+        tags=["uploads"],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+    )
+    async def put_file(
+        upload_id: Id, name: Annotated[str, Query(min_length=1, max_length=255)], request: Request
+    ) -> UploadRecord:
+        """Send a file, as the body; of its name only the suffix is used."""
+        length = request.headers.get("content-length", "")
+        incoming = await anyio.to_thread.run_sync(
+            uploads.receive, upload_id, name, int(length) if length.isdecimal() else None
+        )
+        try:
+            await _store(request, incoming)
+        except BaseException:
+            uploads.drop(upload_id)
+            raise
+        finally:
+            incoming.close()
+        return uploads.record(upload_id)
+
+    @routes.post("/uploads/{upload_id}/finish", tags=["uploads"], status_code=202)
+    def finish(upload_id: Id) -> UploadRecord:
+        """Read what was sent; the upload's state tells how that goes."""
+        return uploads.finish(upload_id)
+
+    @routes.get("/uploads/{upload_id}", tags=["uploads"])
+    def upload(upload_id: Id) -> UploadRecord:
+        """How an upload stands."""
+        return uploads.record(upload_id)
+
+    @routes.delete("/uploads/{upload_id}", tags=["uploads"], status_code=204)
+    def delete_upload(upload_id: Id) -> None:
+        """Drop an upload that is open, or forget one that has ended; its volume stays."""
+        uploads.delete(upload_id)
+
+    @routes.post("/demo", tags=["uploads"], status_code=202)
+    def demo() -> UploadRecord:
+        """Draw the phantom that the starter model has not seen: a CT and its true MR."""
+        return uploads.demo()
+
+    return routes
+
+
+async def _store(request: Request, incoming: Incoming) -> None:
+    buffer = bytearray()
+    try:
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) >= _BUFFER:
+                await anyio.to_thread.run_sync(incoming.write, bytes(buffer))
+                buffer.clear()
+        await anyio.to_thread.run_sync(incoming.write, bytes(buffer))
+    except ClientDisconnect:
+        return
