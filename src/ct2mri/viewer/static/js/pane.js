@@ -1,0 +1,238 @@
+// One canvas with NiiVue in it, and the marks over it.
+
+import "../vendor/niivue.umd.js";
+import { el, perFrame } from "./dom.js";
+import { OWN_MAPS } from "./looks.js";
+import { Marks } from "./marks.js";
+
+const { Niivue, DRAG_MODE, SLICE_TYPE } = globalThis.niivue;
+
+export const PLANES = {
+  axial: SLICE_TYPE.AXIAL,
+  coronal: SLICE_TYPE.CORONAL,
+  sagittal: SLICE_TYPE.SAGITTAL,
+  render: SLICE_TYPE.RENDER,
+};
+
+export class Pane {
+  #marks;
+  #radiological = true;
+  #plane = "multi";
+  #withRender = false;
+  #shape = "";
+
+  /** `events`: drawn(pane), pointed(pane, mm or null), windowed(pane, low, high). */
+  constructor(events) {
+    this.events = events;
+    this.title = el("span", { class: "pane-title" });
+    this.canvas = el("canvas", { tabindex: "0", role: "img" });
+    const over = el("div", { class: "marks" });
+    this.root = el("div", { class: "pane" }, this.canvas, over, this.title);
+    this.#marks = new Marks(over);
+  }
+
+  /** Starts NiiVue on the canvas, which has to be in the page by now. */
+  async start() {
+    this.nv = new Niivue({
+      backColor: [0, 0, 0, 1],
+      crosshairColor: [0.36, 0.76, 0.86, 1],
+      crosshairWidth: 0.2,
+      crosshairWidthUnit: "percent",
+      crosshairGap: 4,
+      dragAndDropEnabled: false,
+      isOrientCube: true,
+      isOrientationTextVisible: false,
+      isRadiologicalConvention: true,
+      loadingText: "",
+      logLevel: "error",
+      sagittalNoseLeft: true,
+      // Beside the planes, 3D shows the lowest layer: an image that covers another would cover it with its air.
+      renderOverlayBlend: 0,
+      show3Dcrosshair: true,
+      windowingGainFactor: 1,
+      // The page has keys of its own.
+      clipPlaneHotKey: "",
+      cycleClipPlaneHotKey: "",
+      viewModeHotKey: "",
+    });
+    this.nv.setMouseEventConfig({
+      leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.pan },
+      rightButton: DRAG_MODE.windowing,
+      centerButton: DRAG_MODE.pan,
+    });
+    const ignore = () => {};
+    this.nv.keyDownListener = ignore;
+    this.nv.keyUpListener = ignore;
+    this.nv.resetBriCon = ignore;
+    const draw = this.nv.drawScene.bind(this.nv);
+    const drawn = perFrame(() => this.#drawn());
+    this.nv.drawScene = () => {
+      const said = draw();
+      drawn();
+      return said;
+    };
+    await this.nv.attachToCanvas(this.canvas);
+    for (const [name, map] of Object.entries(OWN_MAPS)) this.nv.addColormap(name, map);
+    this.canvas.addEventListener("pointermove", (event) => this.events.pointed(this, this.#mmAt(event)));
+    this.canvas.addEventListener("pointerleave", () => this.events.pointed(this, null));
+    this.canvas.addEventListener("pointerup", () => this.#tellWindow());
+    this.canvas.addEventListener("wheel", (event) => this.#zoomByWheel(event), { capture: true });
+    new ResizeObserver(() => this.#arrange()).observe(this.root);
+  }
+
+  /** Shows images (copies made for this pane), the first as the ground of the others. */
+  show(images) {
+    const nv = this.nv;
+    const centre = nv.volumes.length === 0;
+    nv.volumes = images;
+    nv.back = images[0] ?? null;
+    nv.overlays = images.slice(1);
+    if (images.length === 0) {
+      nv.drawScene();
+      return;
+    }
+    nv.updateGLVolume();
+    if (centre) nv.scene.crosshairPos = [0.5, 0.5, 0.5];
+    this.#arrange();
+  }
+
+  setView({ plane, withRender, radiological, nearest, crosshair }) {
+    const nv = this.nv;
+    this.#plane = plane;
+    this.#withRender = withRender;
+    this.#radiological = radiological;
+    nv.opts.isRadiologicalConvention = radiological;
+    nv.opts.crosshairWidth = crosshair ? 0.2 : 0;
+    nv.opts.show3Dcrosshair = crosshair;
+    if (nv.opts.isNearestInterpolation !== nearest && nv.volumes.length > 0) nv.setInterpolation(nearest);
+    nv.opts.isNearestInterpolation = nearest;
+    this.#shape = "";
+    this.#arrange();
+  }
+
+  /** The crosshair's place in mm of the patient. */
+  get crosshair() {
+    return Array.from(this.nv.frac2mm(this.nv.scene.crosshairPos, 0, true)).slice(0, 3);
+  }
+
+  set crosshair(mm) {
+    const frac = this.nv.mm2frac(mm, 0, true);
+    this.nv.scene.crosshairPos = frac.map((part) => Math.min(Math.max(part, 0), 1));
+    this.nv.drawScene();
+  }
+
+  /** Moves the crosshair by voxels along the axes nearest to R, A and S. */
+  step(right, anterior, superior) {
+    if (this.nv.volumes.length === 0) return;
+    this.nv.moveCrosshairInVox(right, anterior, superior);
+    this.nv.drawScene();
+  }
+
+  turn(azimuth, elevation) {
+    const { renderAzimuth, renderElevation } = this.nv.scene;
+    this.nv.setRenderAzimuthElevation(renderAzimuth + azimuth, renderElevation + elevation);
+  }
+
+  zoom(factor) {
+    const pan = this.nv.scene.pan2Dxyzmm;
+    const zoom = Math.min(Math.max(pan[3] * factor, 1), 20);
+    const mm = this.nv.frac2mm(this.nv.scene.crosshairPos);
+    // The crosshair stays where it is on the screen.
+    const kept = [0, 1, 2].map((axis) => (zoom === 1 ? 0 : pan[axis] + (pan[3] - zoom) * mm[axis]));
+    this.nv.setPan2Dxyzmm([...kept, zoom]);
+  }
+
+  resetView() {
+    this.nv.setPan2Dxyzmm([0, 0, 0, 1]);
+    this.nv.scene.volScaleMultiplier = 1;
+    this.nv.setRenderAzimuthElevation(110, 10);
+  }
+
+  /** Looks at what another pane looks at. */
+  followView(other) {
+    const [mine, theirs] = [this.nv, other.nv];
+    if (mine.volumes.length === 0 || theirs.volumes.length === 0) return;
+    const frac = mine.mm2frac(other.crosshair, 0, true).map((part) => Math.min(Math.max(part, 0), 1));
+    const same = (a, b) => a.every((part, index) => Math.abs(part - b[index]) < 1e-6);
+    const [a, b] = [mine.scene, theirs.scene];
+    if (
+      same(Array.from(frac), Array.from(a.crosshairPos)) &&
+      same(Array.from(a.pan2Dxyzmm), Array.from(b.pan2Dxyzmm)) &&
+      same([a.renderAzimuth, a.renderElevation, a.volScaleMultiplier], [b.renderAzimuth, b.renderElevation, b.volScaleMultiplier])
+    ) {
+      return;
+    }
+    a.crosshairPos = frac;
+    a.pan2Dxyzmm = Array.from(b.pan2Dxyzmm);
+    a.renderAzimuth = b.renderAzimuth;
+    a.renderElevation = b.renderElevation;
+    a.volScaleMultiplier = b.volScaleMultiplier;
+    mine.drawScene();
+  }
+
+  /** Ends NiiVue and gives its graphics memory back. */
+  stop() {
+    this.nv?.cleanup();
+    this.nv?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
+    this.root.remove();
+  }
+
+  #drawn() {
+    this.#marks.update(this.nv, this.#radiological);
+    this.events.drawn(this);
+  }
+
+  #arrange() {
+    const nv = this.nv;
+    if (!nv || nv.volumes.length === 0) return;
+    const wide = this.root.clientWidth >= this.root.clientHeight;
+    const shape = `${this.#plane} ${wide} ${this.#withRender}`;
+    if (shape === this.#shape) return;
+    this.#shape = shape;
+    if (this.#plane !== "multi") {
+      nv.customLayout = null;
+      nv.setSliceType(PLANES[this.#plane]);
+      return;
+    }
+    nv.opts.sliceType = SLICE_TYPE.MULTIPLANAR;
+    nv.setCustomLayout(multiplanar(wide, this.#withRender));
+  }
+
+  #mmAt(event) {
+    const nv = this.nv;
+    if (nv.volumes.length === 0) return null;
+    const dpr = nv.uiData.dpr || 1;
+    const [x, y] = [event.offsetX * dpr, event.offsetY * dpr];
+    const tile = nv.tileIndex(x, y);
+    if (tile < 0 || nv.screenSlices[tile].axCorSag > SLICE_TYPE.SAGITTAL) return null;
+    const frac = nv.screenXY2TextureFrac(x, y, tile);
+    return frac[0] < 0 ? null : Array.from(nv.frac2mm(frac, 0, true)).slice(0, 3);
+  }
+
+  #tellWindow() {
+    const ground = this.nv.volumes[0];
+    if (ground) this.events.windowed(this, ground.cal_min, ground.cal_max);
+  }
+
+  #zoomByWheel(event) {
+    if (!event.ctrlKey || this.#plane === "render") return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    this.zoom(event.deltaY < 0 ? 1.15 : 1 / 1.15);
+  }
+}
+
+function multiplanar(wide, withRender) {
+  const tile = (sliceType, ...position) => ({ sliceType, position });
+  const { AXIAL, CORONAL, SAGITTAL, RENDER } = SLICE_TYPE;
+  if (withRender) {
+    return [
+      tile(AXIAL, 0, 0, 0.5, 0.5),
+      tile(CORONAL, 0.5, 0, 0.5, 0.5),
+      tile(SAGITTAL, 0, 0.5, 0.5, 0.5),
+      tile(RENDER, 0.5, 0.5, 0.5, 0.5),
+    ];
+  }
+  if (wide) return [tile(AXIAL, 0, 0, 0.6, 1), tile(CORONAL, 0.6, 0, 0.4, 0.5), tile(SAGITTAL, 0.6, 0.5, 0.4, 0.5)];
+  return [tile(AXIAL, 0, 0, 1, 0.55), tile(CORONAL, 0, 0.55, 0.5, 0.45), tile(SAGITTAL, 0.5, 0.55, 0.5, 0.45)];
+}
