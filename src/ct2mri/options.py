@@ -494,5 +494,5 @@ class ViewOptions:
     token: str | None = argument(
         "secret that a browser or script must bring, 16 characters or more; default: a new random one", None
     )
-    no_browser: bool = argument("do not open the page in the browser", False, flags=("--no-browser",))
+    no_browser: bool = argument("do not open the page in the browser", False)
     upload_limit: float = argument("GiB that one upload may have", 4.0)

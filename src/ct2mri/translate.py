@@ -19,6 +19,7 @@ from ct2mri.data.io import (
 )
 from ct2mri.data.plan import MUST_AGREE, Plan
 from ct2mri.data.volume import Volume
+from ct2mri.dicom_results import dicom_modality
 from ct2mri.errors import RequestError
 from ct2mri.options import TranslateOptions
 from ct2mri.pipeline import (
@@ -30,7 +31,7 @@ from ct2mri.pipeline import (
 )
 from ct2mri.stages import OnStep, check_batch_size
 from ct2mri.translation_cohort import Share, do_all, share_of
-from ct2mri.translation_jobs import Job, dicom_modality, do_job, settings_of, sidecar_of
+from ct2mri.translation_jobs import Job, do_job, settings_of, sidecar_of
 
 SUFFIX = ".nii.gz"
 

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from ct2mri import __version__
-from ct2mri.data.dicom_write import count_images, mr_factor, require_replaceable, save_dicom_series
+from ct2mri.data.dicom_write import count_images, require_replaceable
 from ct2mri.data.io import save_volume, volume_stem
-from ct2mri.data.plan import Plan, modality_in_hu, modality_is_mr
+from ct2mri.data.plan import Plan
+from ct2mri.dicom_results import dicom_facts, save_result_series
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path, read_json, sweep, write_json
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
@@ -105,22 +106,6 @@ def sidecar_of(output: Path, dicom: bool = False) -> Path:
     return output.with_name(f"{output.name if dicom else volume_stem(output)}.json")
 
 
-def dicom_modality(plan: Plan) -> Literal["MR", "CT"]:
-    """What a result is in DICOM.
-
-    Raises:
-        RequestError: neither MR nor CT.
-    """
-    if modality_in_hu(plan.target_modality):
-        return "CT"
-    if not modality_is_mr(plan.target_modality):
-        raise RequestError(
-            f"DICOM is written for MR and CT, and this model makes {plan.target_modality}; "
-            "write NIfTI (--format nifti)."
-        )
-    return "MR"
-
-
 class _Progress:
     """A bar that shows one stage of one volume at a time, with the time it has left."""
 
@@ -179,7 +164,7 @@ def do_job(
         "units": units(job.plan),
         **job.facts,
         **settings,
-        **(_dicom_facts(job, result) if job.dicom else {}),
+        **(dicom_facts(result.volume, job.plan, job.anonymize) if job.dicom else {}),
         "uncertainty": None if job.uncertainty is None else job.uncertainty.name,
         "warnings": result.warnings,
         "ct2mri": __version__,
@@ -199,7 +184,7 @@ def do_job(
                 description=short_spread_description(job.plan),
             )
         if job.dicom:
-            _save_dicom(job, result, facts)
+            save_result_series(result.volume, job.output, job.plan, facts, job.anonymize)
         else:
             save_volume(result.volume, job.output, description=short_description(job.plan))
     written = f"{job.output} and {job.uncertainty}" if job.uncertainty is not None else f"{job.output}"
@@ -207,37 +192,6 @@ def do_job(
         written += f", patient {facts['patient']}"
     print(f"{written}: {synthetic} in {units(job.plan)}, {time.perf_counter() - start:.1f} s")
     return result
-
-
-def _dicom_facts(job: Job, result: TranslationResult) -> dict[str, Any]:
-    """What the sidecar of a series tells beside that of a volume."""
-    is_mr = dicom_modality(job.plan) == "MR"
-    patient = "of the source" if "dicom" in result.volume.metadata else "made up: the source is no DICOM"
-    return {
-        "images": result.volume.spatial_shape[2],
-        "stored_per_unit": mr_factor(result.volume, job.plan.target_range[1]) if is_mr else 1.0,
-        "patient": "left out" if job.anonymize else patient,
-    }
-
-
-def _save_dicom(job: Job, result: TranslationResult, facts: dict[str, Any]) -> None:
-    source, target, model = job.plan.source_modality.upper(), job.plan.target_modality.upper(), facts["model"]
-    steps = facts["num_inference_steps"]
-    save_dicom_series(
-        result.volume,
-        job.output,
-        modality=dicom_modality(job.plan),
-        origin=result.volume.metadata.get("dicom"),
-        series_description=f"SYNTHETIC {target} from {source}, not acquired ({model['name']})",
-        derivation=(
-            f"{facts['safety']} Drawn by ct2mri {__version__} with the model {model['name']} "
-            f"(weights {model['hash'][:12]}), {steps} step{'s' * (steps > 1)}, seed {facts['seed']}, "
-            f"mean of {facts['samples']} sample{'s' * (facts['samples'] > 1)}. Values: {facts['units']}."
-        ),
-        model=model["name"],
-        factor=facts["stored_per_unit"],
-        anonymize=job.anonymize,
-    )
 
 
 def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:

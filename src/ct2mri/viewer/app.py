@@ -15,6 +15,7 @@ from ct2mri import __version__
 from ct2mri.errors import RequestError
 from ct2mri.viewer.failures import ApiError
 from ct2mri.viewer.records import Failure
+from ct2mri.viewer.routes_jobs import job_routes
 from ct2mri.viewer.routes_looking import looking_routes
 from ct2mri.viewer.routes_volumes import volume_routes
 from ct2mri.viewer.state import Viewer
@@ -70,6 +71,7 @@ def create_app(viewer: Viewer, on_start: Callable[[], None]) -> FastAPI:
     app.add_exception_handler(Exception, _unforeseen)
     app.include_router(looking_routes(viewer))
     app.include_router(volume_routes(viewer))
+    app.include_router(job_routes(viewer))
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:

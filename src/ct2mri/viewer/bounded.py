@@ -20,7 +20,7 @@ _GOOD = ""
 _TOO_LITTLE_MEMORY = "It needs more memory than is allowed for reading one volume; crop or resample it first."
 
 
-def run_bounded(function: str, *arguments: Any, seconds: float, memory: int, scratch: Path) -> None:
+def run_bounded(function: str, *arguments: Any, seconds: float, memory: int | None, scratch: Path) -> None:
     """Call a function in a process of its own.
 
     Args:
@@ -28,7 +28,7 @@ def run_bounded(function: str, *arguments: Any, seconds: float, memory: int, scr
         arguments: picklable.
         seconds: after which the process is ended.
         memory: bytes of address space that it may take, where the system can bound that (not on Windows; on
-            macOS it is not kept to).
+            macOS it is not kept to); None: not bounded, for work on files of our own.
         scratch: folder for its temporary files.
 
     Raises:
@@ -104,13 +104,14 @@ def _call(
     connection: Connection,
     function: str,
     arguments: tuple[Any, ...],
-    memory: int,
+    memory: int | None,
     scratch: str,
 ) -> None:
     silence()
     end_with_parent()
     tempfile.tempdir = scratch
-    _limit(memory)
+    if memory is not None:
+        _limit(memory)
     try:
         module, _, name = function.partition(":")
         getattr(import_module(module), name)(*arguments)

@@ -81,8 +81,14 @@ def recognise(inputs: list[Path]) -> Given:
     # Files given one by one are looked at together.
     together = all(path.is_file() for path in inputs)
     given.left_out = max(len(files) - MOST_VOLUMES, 0)
-    for group, path in files[:MOST_VOLUMES]:
-        given.volumes.append(GivenVolume(path, _described(path, "given" if together else group)))
+    unique = {
+        volume.id: volume
+        for volume in (
+            GivenVolume(path, _described(path, "given" if together else group))
+            for group, path in files[:MOST_VOLUMES]
+        )
+    }
+    given.volumes = list(unique.values())
     return given
 
 

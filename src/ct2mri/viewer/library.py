@@ -1,5 +1,6 @@
 """The volumes that the viewer shows: those it keeps in the results folder, and those it was given to show."""
 
+import os
 import secrets
 import shutil
 import threading
@@ -88,9 +89,9 @@ class Library:
         """Remove what was not to be kept."""
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def new_folder(self) -> Path:
-        """An empty folder for one piece of work."""
-        folder = self.work / new_id()
+    def new_folder(self, name: str | None = None) -> Path:
+        """An empty folder for one piece of work, under a new name unless one is given."""
+        folder = self.work / (name or new_id())
         folder.mkdir()
         return folder
 
@@ -111,18 +112,27 @@ class Library:
 
     def place(self, folder: Path, *, kept: bool) -> list[str]:
         """Give a worked-on folder its place, and take in its volumes."""
-        home = (self.root if kept else self.work) / "volumes" / folder.name
-        home.parent.mkdir(parents=True, exist_ok=True)
+        home = self._home(folder.name, kept=kept)
         folder.replace(home)
         return self.add_folder(home)
 
     def keep(self, volume_id: str) -> Entry:
-        """Keep a volume that was only shown, with those in its folder: a job needs it."""
+        """Keep a volume that was only shown, since a job uses it."""
         with self._lock:
             entry = self[volume_id]
             if self.work in entry.folder.parents:
-                self.place(entry.folder, kept=True)
+                # Linked, not moved: it may be on its way to the page just now.
+                copy = self.new_folder()
+                shutil.copytree(entry.folder, copy, copy_function=_link, dirs_exist_ok=True)
+                home = self._home(entry.folder.name, kept=True)
+                copy.replace(home)
+                self.add_folder(home)
             return self[volume_id]
+
+    def _home(self, name: str, *, kept: bool) -> Path:
+        home = (self.root if kept else self.work) / "volumes"
+        home.mkdir(parents=True, exist_ok=True)
+        return home / name
 
     def __getitem__(self, volume_id: str) -> Entry:
         with self._lock:
@@ -156,3 +166,10 @@ class Library:
                 (entry.folder / f"{entry.stored.base}{end}").unlink(missing_ok=True)
             if not any(entry.folder.iterdir()):
                 entry.folder.rmdir()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

@@ -22,6 +22,7 @@ from ct2mri.viewer.stored import LONGEST_NAME, SUFFIX, Described, StoredVolume
 
 _CT_BELOW = -500.0  # no MR goes so low, and the air around a patient does
 _DEMO_SPACING = 1.5
+_KEPT_ELSEWHERE = ("path", "warnings", "dicom")
 
 
 def read_upload(received: Path, folder: Path, described: Described, voxels: int, unpacked: int) -> None:
@@ -70,30 +71,34 @@ def keep(volume: Volume, folder: Path, base: str, described: Described) -> None:
     whole = bool(np.abs(volume.array).max() < 2**15 and np.array_equal(volume.array, np.rint(volume.array)))
     data = folder / f"{base}.nii"
     save_volume(volume, data, dtype="int16" if whole else "float32")
-    metadata = {
-        key: value for key, value in volume.metadata.items() if key not in ("path", "warnings", "dicom")
-    }
+    origin: DicomOrigin | None = volume.metadata.get("dicom")
     modality = volume.metadata.get("modality") or described.modality
     if modality is None and float(volume.array.min()) <= _CT_BELOW:
         modality = "CT"
-    origin: DicomOrigin | None = volume.metadata.get("dicom")
     if origin is not None:
         described = replace(described, name=name_of(origin.header, described.name, modality))
+    describe(volume, folder, base, replace(described, modality=modality))
+
+
+def describe(volume: Volume, folder: Path, base: str, described: Described) -> None:
+    """Write what is known of a volume beside its NIfTI file, which makes it complete."""
+    beside = {key: value for key, value in volume.metadata.items() if key not in _KEPT_ELSEWHERE}
+    origin: DicomOrigin | None = volume.metadata.get("dicom")
+    if origin is not None:
+        _write_origin(origin, folder, base)
     stored = StoredVolume(
         base=base,
         described=described,
-        modality=modality,
-        units=described.units or ("HU" if modality == "CT" else "arbitrary units"),
+        modality=described.modality,
+        units=described.units or ("HU" if described.modality == "CT" else "arbitrary units"),
         shape=volume.spatial_shape,
         spacing=volume.spacing,
         orientation=volume.orientation,
         affine=volume.affine.tolist(),
         warnings=list(volume.metadata.get("warnings", [])),
-        metadata=_plain(metadata),
+        metadata=_plain(beside),
         has_origin=origin is not None,
     )
-    if origin is not None:
-        _write_origin(origin, folder, base)
     write_json(folder / f"{base}{SUFFIX}", stored.to_json())
 
 

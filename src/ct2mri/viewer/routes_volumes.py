@@ -1,13 +1,17 @@
 """Volumes: their upload, their list, their voxels."""
 
+import shutil
 from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
-from ct2mri.viewer.records import UploadRecord, UploadRequest, VolumeRecord
+from ct2mri.errors import RequestError
+from ct2mri.viewer.library import Entry
+from ct2mri.viewer.records import DownloadFormat, UploadRecord, UploadRequest, VolumeRecord
 from ct2mri.viewer.routes_looking import Id
 from ct2mri.viewer.state import Viewer
 from ct2mri.viewer.uploads import Incoming
@@ -39,6 +43,24 @@ def volume_routes(viewer: Viewer) -> APIRouter:
     def data(volume_id: Id) -> FileResponse:
         """One volume's voxels as NIfTI, 16 bit where they are whole numbers."""
         return FileResponse(library[volume_id].data, media_type="application/octet-stream")
+
+    @routes.get(
+        "/volumes/{volume_id}/download",
+        tags=["volumes"],
+        response_class=FileResponse,
+        responses={200: {"content": {"application/octet-stream": {}}}},
+    )
+    def download(volume_id: Id, format: DownloadFormat = "nifti", anonymize: bool = False) -> FileResponse:
+        """A volume as a file: NIfTI or NRRD; a job's result also as a zip of a DICOM series, or its sidecar.
+
+        In DICOM, the patient is that of the source, unless `anonymize` leaves the patient out.
+        """
+        return _download(viewer, library[volume_id], format, anonymize)
+
+    @routes.delete("/volumes/{volume_id}", tags=["volumes"], status_code=204)
+    def delete_volume(volume_id: Id) -> None:
+        """Delete a volume and its files from the results folder; files that it was read from stay."""
+        library.remove(volume_id, viewer.jobs.uses)
 
     @routes.post("/uploads", tags=["uploads"], status_code=201)
     def new_upload(request: UploadRequest) -> UploadRecord:
@@ -93,6 +115,35 @@ def volume_routes(viewer: Viewer) -> APIRouter:
         return uploads.demo()
 
     return routes
+
+
+def _download(viewer: Viewer, entry: Entry, format: DownloadFormat, anonymize: bool) -> FileResponse:
+    if format not in entry.record().downloads:
+        raise RequestError(
+            f"This volume cannot be had as {format}, which is for what jobs made; take nifti or nrrd."
+        )
+    name = f"ct2mri-{entry.stored.described.role}-{entry.id}"  # says nothing of the patient
+    if format == "nifti":
+        return FileResponse(entry.data, filename=f"{name}.nii")
+    if format == "sidecar":
+        return FileResponse(entry.sidecar, filename=f"{name}.json", media_type="application/json")
+    scratch = viewer.library.new_folder()
+    try:
+        if format == "nrrd":
+            file = scratch / f"{name}.nrrd"
+            viewer.uploads.export("write_nrrd", entry, file)
+        else:
+            file = scratch / f"{name}.zip"
+            viewer.uploads.export("write_dicom_zip", entry, file, anonymize)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return FileResponse(
+        file,
+        filename=file.name,
+        media_type="application/octet-stream",
+        background=BackgroundTask(shutil.rmtree, scratch, ignore_errors=True),
+    )
 
 
 async def _store(request: Request, incoming: Incoming) -> None:

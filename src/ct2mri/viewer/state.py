@@ -10,6 +10,7 @@ from ct2mri import __version__
 from ct2mri.marking import safety_sentence_of
 from ct2mri.viewer.bounded import sentence_of
 from ct2mri.viewer.given import Given, GivenVolume
+from ct2mri.viewer.jobs import Jobs
 from ct2mri.viewer.library import Library
 from ct2mri.viewer.models import Models
 from ct2mri.viewer.records import Initial, Limits, Status, UnreadFile
@@ -19,15 +20,26 @@ from ct2mri.viewer.uploads import Uploads
 
 
 class InitialVolumes:
-    """The volumes that the viewer was given to show, read one after another while it runs."""
+    """The volumes to show first, read one after another while the viewer runs.
+
+    Those that it was given; with none, those of the last job or upload in the results folder; with nothing
+    there either, the demo's phantom, which is drawn.
+
+    Args:
+        given: what the viewer was given.
+        library: the volumes.
+        uploads: reads them.
+    """
 
     def __init__(self, given: Given, library: Library, uploads: Uploads) -> None:
         self.library = library
         self.uploads = uploads
         self._lock = threading.Lock()
-        self._pending = list(given.volumes)
-        self._ready: list[str] = []
+        self._wanted = list(given.volumes)
+        self._ready: dict[str, list[str]] = {}
         self._failed: list[UnreadFile] = []
+        self._demo: str | None = None
+        self._latest: list[str] = []
         if given.left_out:
             self._failed.append(
                 UnreadFile(
@@ -35,35 +47,52 @@ class InitialVolumes:
                     detail=f"The first {len(given.volumes)} volumes are shown; open a case's own folder.",
                 )
             )
+        self._nothing_given = not (given.volumes or given.runs or given.reports)
 
     def start(self) -> None:
         """Begin reading."""
-        for volume in list(self._pending):
-            self.uploads.submit(partial(self._read, volume))
+        for volume in self._wanted:
+            kept = f"{volume.id}-source"
+            if any(entry.id == kept for entry in self.library.entries()):  # a job of an earlier time uses it
+                self._ready[volume.id] = [kept]
+            else:
+                self.uploads.submit(partial(self._read, volume))
+        if self._nothing_given:
+            entries = self.library.entries()
+            if entries:
+                last = max(entries, key=lambda entry: entry.folder.name).stored.described.group
+                self._latest = [entry.id for entry in entries if entry.stored.described.group == last]
+            else:
+                self._demo = self.uploads.demo().id
 
     def _read(self, volume: GivenVolume) -> None:
-        folder = self.library.new_folder()
+        folder = self.library.new_folder(volume.id)
         scratch = self.library.new_folder()
         try:
             self.uploads.bounded(
                 "ct2mri.viewer.reading:read_given", volume.path, folder, volume.described, scratch=scratch
             )
             ids = self.library.place(folder, kept=False)
-            with self._lock:
-                self._ready += ids
         except Exception as error:
+            ids = []
             with self._lock:
                 self._failed.append(UnreadFile(name=volume.described.name, detail=sentence_of(error)))
             shutil.rmtree(folder, ignore_errors=True)
         finally:
-            with self._lock:
-                self._pending.remove(volume)
             shutil.rmtree(scratch, ignore_errors=True)
+        with self._lock:
+            self._ready[volume.id] = ids
 
     def told(self) -> tuple[list[str], int, list[UnreadFile]]:
         """Identifiers of those read, how many are to come, and those that cannot be read."""
+        if self._demo is not None:
+            demo = self.uploads.record(self._demo)
+            failed = [] if demo.detail is None else [UnreadFile(name="Digital phantom", detail=demo.detail)]
+            return demo.volumes, int(demo.state == "reading"), failed
         with self._lock:
-            return list(self._ready), len(self._pending), list(self._failed)
+            ready = [known for volume in self._wanted for known in self._ready.get(volume.id, [])]
+            pending = sum(volume.id not in self._ready for volume in self._wanted)
+            return [*self._latest, *ready], pending, list(self._failed)
 
 
 @dataclass
@@ -73,19 +102,21 @@ class Viewer:
     library: Library
     uploads: Uploads
     models: Models
+    jobs: Jobs
     runs: Runs
     reports: Reports
     initial: InitialVolumes
     limits: Limits
     results: Path
-    device: str
 
     def start(self) -> None:
         """Begin work."""
+        self.jobs.start()
         self.initial.start()
 
     def close(self) -> None:
         """End work."""
+        self.jobs.close()
         self.uploads.close()
         self.library.close()
 
@@ -97,10 +128,10 @@ class Viewer:
         return Status(
             version=__version__,
             safety=models[0].safety if models else safety_sentence_of("ct", "mr"),
-            device=self.device,
+            device=self.jobs.device,
             models=len(models),
-            busy=False,
-            queue_length=0,
+            busy=self.jobs.busy,
+            queue_length=self.jobs.queue_length,
             results_folder=str(self.results),
             limits=self.limits,
             initial=Initial(

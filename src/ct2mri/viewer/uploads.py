@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from ct2mri.viewer.archives import SUFFIXES, suffix_of
 from ct2mri.viewer.bounded import run_bounded, sentence_of
 from ct2mri.viewer.failures import BusyError, ConflictError, NoSpaceError, NotThereError, TooLargeError
-from ct2mri.viewer.library import Library, new_id
+from ct2mri.viewer.library import Entry, Library, new_id
 from ct2mri.viewer.records import Limits, UploadKind, UploadRecord, UploadState
 from ct2mri.viewer.stored import LONGEST_NAME, Described
 
@@ -22,6 +22,7 @@ _MOST_OPEN = 16
 _MOST_KNOWN = 256
 _IDLE_SECONDS = 1800.0
 _DISK_RESERVE = 512 * 2**20
+_EXPORT_SECONDS = 600.0
 _READERS = 2
 """Files read at the same time."""
 
@@ -100,6 +101,7 @@ class Uploads:
         self.memory = memory
         self._lock = threading.RLock()
         self._uploads: dict[str, _Upload] = {}
+        self._exporting = threading.Semaphore(_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
 
     def close(self) -> None:
@@ -290,6 +292,20 @@ class Uploads:
         run_bounded(
             function, *arguments, seconds=self.limits.reading_seconds, memory=self.memory, scratch=scratch
         )
+
+    def export(self, function: str, entry: Entry, output: Path, *arguments: Any) -> None:
+        """Call a function of `exporting` on a kept volume in a process of its own."""
+        with self._exporting:
+            run_bounded(
+                f"ct2mri.viewer.exporting:{function}",
+                entry.folder,
+                entry.stored.base,
+                output,
+                *arguments,
+                seconds=_EXPORT_SECONDS,
+                memory=None,
+                scratch=output.parent,
+            )
 
 
 def _stem(name: str) -> str:

@@ -15,6 +15,7 @@ from ct2mri.options import ViewOptions
 from ct2mri.viewer.app import create_app
 from ct2mri.viewer.archives import SUFFIXES
 from ct2mri.viewer.given import recognise
+from ct2mri.viewer.jobs import Jobs
 from ct2mri.viewer.library import Library
 from ct2mri.viewer.models import Models, starter
 from ct2mri.viewer.records import Limits
@@ -57,12 +58,12 @@ def view(options: ViewOptions) -> None:
             library=library,
             uploads=uploads,
             models=models,
+            jobs=Jobs(library, models, options.device),
             runs=Runs(given.runs),
             reports=Reports(given.reports),
             initial=InitialVolumes(given, library, uploads),
             limits=limits,
             results=options.results,
-            device=options.device,
         )
         serve(viewer, listening, options.host, token, not options.no_browser)
 
