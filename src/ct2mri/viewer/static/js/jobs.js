@@ -59,11 +59,12 @@ export class Jobs {
     this.#rows.get(job.id).update(job, this.store.state);
   }
 
-  /** Cancels a job, or forgets one that has ended. */
+  /** Cancels a job, or deletes one that has ended with the volumes that it made. */
   drop(job) {
     attempt(async () => {
       await remove(`/api/jobs/${encodeURIComponent(job.id)}`);
       if (!hasEnded(job)) return;
+      await refreshVolumes(this.store);
       this.#rows.get(job.id)?.root.remove();
       this.#rows.delete(job.id);
       this.store.set({ jobs: this.store.state.jobs.filter((other) => other.id !== job.id) });
@@ -121,12 +122,19 @@ class Row {
   #actions(job) {
     const button = (text, onclick) => el("button", { type: "button", class: "plain small", onclick }, text);
     if (!hasEnded(job)) return [button("Cancel", () => this.jobs.drop(job))];
-    const forget = button("Forget", () => this.jobs.drop(job));
-    if (job.state !== "done") return [forget];
+    if (job.state !== "done") return [button("Delete", () => this.jobs.drop(job))];
+    // A result took time to make: deleting it takes two presses.
+    const sure = button("Delete result for good", () => this.jobs.drop(job));
+    sure.hidden = true;
+    const ask = button("Delete", () => {
+      sure.hidden = !sure.hidden;
+      ask.textContent = sure.hidden ? "Delete" : "Keep";
+      if (!sure.hidden) sure.focus();
+    });
     const result = this.jobs.store.state.volumes.find((volume) => volume.id === job.results.result);
-    if (!result) return [forget];
+    if (!result) return [ask, sure];
     const saved = el("span", { class: "downloads" }, "Download ", downloads(result));
-    return [button("Show", () => this.jobs.open(job)), forget, saved];
+    return [button("Show", () => this.jobs.open(job)), ask, sure, saved];
   }
 }
 
@@ -141,7 +149,8 @@ export function factsText({ model, steps, seed, samples }) {
 
 function progressText(job) {
   if (job.state === "queued") return "Waits for the device.";
-  if (!job.stage) return "Starts: the model is being loaded.";
+  if (!job.stage) return "Starts.";
+  if (!job.total) return `${job.stage[0].toUpperCase()}${job.stage.slice(1)}.`;
   const left = job.seconds_left === null || job.seconds_left === undefined ? "" : `, ${duration(job.seconds_left)} left`;
   return `Stage ${job.stage}, step ${job.step} of ${job.total}${left}`;
 }
@@ -150,7 +159,7 @@ function sentence(job) {
   if (job.state === "done") return "The translation is done; its result is shown.";
   if (job.state === "failed") return `The translation failed: ${job.detail}`;
   if (job.state === "cancelled") return "The translation was cancelled.";
-  return job.stage ? `The translation is in stage ${job.stage}.` : `The translation is ${STATES[job.state].toLowerCase()}.`;
+  return job.stage && job.total ? `The translation is in stage ${job.stage}.` : `The translation is ${STATES[job.state].toLowerCase()}.`;
 }
 
 function duration(seconds) {

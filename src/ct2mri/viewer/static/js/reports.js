@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { el } from "./dom.js";
 import { attempt } from "./notices.js";
 
-const KINDS = { evaluate: "Evaluation", compare: "Comparison", check: "Check of data" };
+const KINDS = { evaluation: "Evaluation", comparison: "Comparison", check: "Check of data" };
 
 export class Reports {
   constructor(host) {
