@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from ct2mri import __version__
 from ct2mri.errors import RequestError
+from ct2mri.viewer.api_page import api_page
 from ct2mri.viewer.failures import ApiError
 from ct2mri.viewer.records import Failure
 from ct2mri.viewer.routes_jobs import job_routes
@@ -26,6 +27,7 @@ _DESCRIPTION = (
     "Volumes, translations and their progress. Each call brings the token, as the page's cookie or as "
     '`Authorization: Bearer TOKEN`; each error is `{"detail": "one sentence"}`.'
 )
+_ASK_AGAIN = "no-cache"
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure, "description": words}
     for status, words in {
@@ -37,6 +39,16 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         422: "not allowed as it was asked",
     }.items()
 }
+
+
+class _Parts(StaticFiles):
+    """The parts of the page; a browser asks each time whether they are still the same."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        """A part, or that it has not changed."""
+        response = super().file_response(*arguments, **named)
+        response.headers["Cache-Control"] = _ASK_AGAIN
+        return response
 
 
 def create_app(viewer: Viewer, on_start: Callable[[], None]) -> FastAPI:
@@ -73,11 +85,19 @@ def create_app(viewer: Viewer, on_start: Callable[[], None]) -> FastAPI:
     app.include_router(volume_routes(viewer))
     app.include_router(job_routes(viewer))
 
+    @app.get("/api/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()))
+
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8")
+        return FileResponse(
+            STATIC / "index.html",
+            media_type="text/html; charset=utf-8",
+            headers={"Cache-Control": _ASK_AGAIN},
+        )
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", _Parts(directory=STATIC), name="static")
     return app
 
 

@@ -11,14 +11,14 @@ from ct2mri.dicom_results import dicom_facts, save_result_series
 from ct2mri.files import read_json
 from ct2mri.marking import short_description, short_spread_description
 from ct2mri.viewer.reading import load_kept
-from ct2mri.viewer.stored import SUFFIX, StoredVolume
+from ct2mri.viewer.stored import StoredVolume
 
 PLAN = "plan.json"
 
 
 def write_nrrd(folder: Path, base: str, output: Path) -> None:
     """Write a kept volume as NRRD; a synthetic one is marked as such."""
-    stored = StoredVolume.read(folder / f"{base}{SUFFIX}")
+    stored = StoredVolume.of(folder, base)
     description = None
     if stored.described.job is not None:
         plan = Plan.read(folder / PLAN)

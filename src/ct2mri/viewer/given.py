@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ct2mri.errors import RequestError
-from ct2mri.viewer.records import VolumeRole
 from ct2mri.viewer.reports import PAGES
-from ct2mri.viewer.stored import Described
+from ct2mri.viewer.stored import Described, VolumeRole
 
 MOST_VOLUMES = 60
 """Volumes that are read at the start; a folder may hold many more."""
@@ -182,13 +181,15 @@ def made_of(facts: dict[str, Any]) -> dict[str, Any] | None:
     try:
         return {
             "model": str(facts["model"]["name"]),
-            "seed": facts["seed"],
-            "steps": facts["num_inference_steps"],
-            "samples": facts["samples"],
+            "hash": str(facts["model"]["hash"]),
+            "seed": int(facts["seed"]),
+            "steps": int(facts["num_inference_steps"]),
+            "samples": int(facts["samples"]),
+            "sampler": None if facts["sampler"] is None else str(facts["sampler"]),
             "safety": str(facts["safety"]),
             "warnings": [str(sentence) for sentence in facts["warnings"]],
         }
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 

@@ -51,6 +51,10 @@ class Watch:
 class Jobs:
     """The jobs, by identifier; one at a time is at work.
 
+    Attributes:
+        device: that is computed on, as soon as it is known.
+        watched: whether jobs may still be followed.
+
     What each has come to is kept in `jobs/ID/job.json`, with what it made beside it.
 
     Args:
@@ -71,6 +75,7 @@ class Jobs:
         self._watches: dict[str, set[Watch]] = {}
         self._pace: dict[tuple[str, str], float] = {}
         self._closed = False
+        self.watched = True
         self._worker = Worker(self._on_device)
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._load()
@@ -232,6 +237,13 @@ class Jobs:
         """Whether work has ended."""
         return self._closed
 
+    def end_watching(self) -> None:
+        """Let those who follow jobs know that there is nothing more to come."""
+        self.watched = False
+        with self._changed:
+            for job_id in self._watches:
+                self._tell(job_id)
+
     def _tell(self, job_id: str) -> None:
         for watch in self._watches.get(job_id, ()):
             watch.tell()
@@ -264,12 +276,14 @@ class Jobs:
         model = self.models[record.model]
         source = self.library[record.volume]
         mask = None if record.mask is None else self.library[record.mask]
+        truth = self.library.truth_of(source)
         task = Task(
             job=record.id,
-            source=(source.folder, source.stored.base),
+            source=source.place,
             source_name=source.stored.described.name,
             group=source.stored.described.group,
-            mask=None if mask is None else (mask.folder, mask.stored.base),
+            mask=None if mask is None else mask.place,
+            truth=None if truth is None else truth.place,
             model=self.models.folder(record.model),
             output=self.root / record.id,
             device=self._asked_device,
@@ -312,7 +326,10 @@ class Jobs:
             if ended.how == "done":
                 made = {volume.rsplit("-", 1)[1]: volume for volume in self.library.add_folder(folder)}
                 record.results = JobResults(
-                    result=made["result"], draft=made.get("draft"), spread=made.get("spread")
+                    result=made["result"],
+                    draft=made.get("draft"),
+                    spread=made.get("spread"),
+                    error=made.get("error"),
                 )
                 record.fraction = 1.0
             else:

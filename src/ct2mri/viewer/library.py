@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from ct2mri.errors import RequestError
@@ -30,6 +31,11 @@ class Entry:
     id: str
     folder: Path
     stored: StoredVolume
+
+    @property
+    def place(self) -> tuple[Path, str]:
+        """The folder that its files lie in, and the beginning of their names."""
+        return self.folder, self.stored.base
 
     @property
     def data(self) -> Path:
@@ -145,6 +151,18 @@ class Library:
         with self._lock:
             return list(self._entries.values())
 
+    def truth_of(self, entry: Entry) -> Entry | None:
+        """The true volume of the case of a volume, on the same grid."""
+        for other in self.entries():
+            if (
+                other.stored.described.role == "target"
+                and other.stored.described.group == entry.stored.described.group
+                and other.stored.shape == entry.stored.shape
+                and _close(other.stored.affine, entry.stored.affine)
+            ):
+                return other
+        return None
+
     def remove(self, volume_id: str, used: Callable[[str], bool]) -> None:
         """Delete a volume and its files.
 
@@ -166,6 +184,12 @@ class Library:
                 (entry.folder / f"{entry.stored.base}{end}").unlink(missing_ok=True)
             if not any(entry.folder.iterdir()):
                 entry.folder.rmdir()
+
+
+def _close(one: list[list[float]], other: list[list[float]]) -> bool:
+    """Whether two affines are the same but for rounding, in mm."""
+    pairs = zip(chain(*one), chain(*other), strict=True)
+    return all(abs(a - b) < 1e-3 for a, b in pairs)
 
 
 def _link(source: str, target: str) -> None:

@@ -12,7 +12,6 @@ import pydicom
 from ct2mri.data.dicom_files import read_whole_header
 from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.io import load_volume, save_volume
-from ct2mri.data.phantom import FIRST_UNSEEN_SEED, draw_phantom
 from ct2mri.data.plausibility import require_finite
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
@@ -54,6 +53,8 @@ def read_given(path: Path, folder: Path, described: Described) -> None:
 
 def draw_demo(folder: Path, described: dict[str, Described]) -> None:
     """Draw the phantom that the starter model has not seen, and keep its CT and its true MR in `folder`."""
+    from ct2mri.data.phantom import FIRST_UNSEEN_SEED, draw_phantom  # costs as much as all the others
+
     phantom = draw_phantom("head", FIRST_UNSEEN_SEED, spacing=_DEMO_SPACING)
     for base, volume in (("ct", phantom.ct), ("mr", phantom.mr)):
         keep(volume, folder, base, described[base])
@@ -117,7 +118,7 @@ def name_of(header: pydicom.Dataset, given: str, modality: str | None) -> str:
 
 def load_kept(folder: Path, base: str) -> Volume:
     """A kept volume as it was read: voxels, exact affine, and what the file told of it."""
-    stored = StoredVolume.read(folder / f"{base}{SUFFIX}")
+    stored = StoredVolume.of(folder, base)
     metadata = {**stored.metadata, "warnings": list(stored.warnings)}
     if stored.has_origin:
         metadata["dicom"] = _read_origin(folder, base)

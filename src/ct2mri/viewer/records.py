@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ct2mri.options import Sampler
+from ct2mri.viewer.stored import VolumeRole
 
-VolumeRole = Literal["source", "draft", "result", "target", "error", "spread", "mask", "other"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 UploadState = Literal["open", "reading", "done", "failed"]
 UploadKind = Literal["file", "dicom"]
@@ -34,9 +34,11 @@ class Made(BaseModel):
     """How a synthetic volume was made."""
 
     model: str
-    seed: int | None
-    steps: int | None
-    samples: int | None
+    hash: str
+    seed: int
+    steps: int
+    samples: int
+    sampler: str | None
     safety: str
     warnings: list[str]
 
@@ -150,12 +152,19 @@ class JobRequest(Request):
     mask: str | None = Field(default=None, max_length=80, description="a volume that is the body above 0.5")
 
 
+class ErrorRequest(Request):
+    """An error to make: of a result against the truth."""
+
+    target: str = Field(max_length=80, description="the volume that shows the truth, on the same grid")
+
+
 class JobResults(BaseModel):
     """The volumes that a job made."""
 
     result: str
     draft: str | None
     spread: str | None
+    error: str | None = Field(description="result − truth, where the case has a truth on the same grid")
 
 
 class JobRecord(BaseModel):

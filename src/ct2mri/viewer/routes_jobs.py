@@ -67,7 +67,7 @@ def job_routes(viewer: Viewer) -> APIRouter:
 async def _events(jobs: Jobs, job_id: str) -> AsyncIterator[str]:
     try:
         with jobs.watching(job_id) as changed:
-            while not jobs.closed:
+            while jobs.watched:
                 changed.clear()
                 record = jobs.record(job_id)
                 yield f"event: job\ndata: {record.model_dump_json()}\n\n"

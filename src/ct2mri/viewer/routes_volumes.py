@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from ct2mri.errors import RequestError
 from ct2mri.viewer.library import Entry
-from ct2mri.viewer.records import DownloadFormat, UploadRecord, UploadRequest, VolumeRecord
+from ct2mri.viewer.records import DownloadFormat, ErrorRequest, UploadRecord, UploadRequest, VolumeRecord
 from ct2mri.viewer.routes_looking import Id
 from ct2mri.viewer.state import Viewer
 from ct2mri.viewer.uploads import Incoming
@@ -56,6 +56,11 @@ def volume_routes(viewer: Viewer) -> APIRouter:
         In DICOM, the patient is that of the source, unless `anonymize` leaves the patient out.
         """
         return _download(viewer, library[volume_id], format, anonymize)
+
+    @routes.post("/volumes/{volume_id}/error", tags=["volumes"], status_code=202)
+    def error(volume_id: Id, request: ErrorRequest) -> UploadRecord:
+        """Make the error of a result against the truth: result − gain × truth inside the body."""
+        return uploads.error(library[volume_id], library[request.target])
 
     @routes.delete("/volumes/{volume_id}", tags=["volumes"], status_code=204)
     def delete_volume(volume_id: Id) -> None:

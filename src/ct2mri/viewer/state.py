@@ -40,6 +40,7 @@ class InitialVolumes:
         self._failed: list[UnreadFile] = []
         self._demo: str | None = None
         self._latest: list[str] = []
+        self._errors: list[str] = []
         if given.left_out:
             self._failed.append(
                 UnreadFile(
@@ -82,6 +83,18 @@ class InitialVolumes:
             shutil.rmtree(scratch, ignore_errors=True)
         with self._lock:
             self._ready[volume.id] = ids
+            last = len(self._ready) == len(self._wanted)
+        if last:
+            self._make_errors()
+
+    def _make_errors(self) -> None:
+        """Make the errors of results that came with their truth, and without an error."""
+        given = [self.library[volume] for ids in self._ready.values() for volume in ids]
+        have = {entry.stored.described.group for entry in given if entry.stored.described.role == "error"}
+        for entry in given:
+            described, truth = entry.stored.described, self.library.truth_of(entry)
+            if described.role == "result" and described.group not in have and truth is not None:
+                self._errors.append(self.uploads.error(entry, truth).id)
 
     def told(self) -> tuple[list[str], int, list[UnreadFile]]:
         """Identifiers of those read, how many are to come, and those that cannot be read."""
@@ -92,7 +105,11 @@ class InitialVolumes:
         with self._lock:
             ready = [known for volume in self._wanted for known in self._ready.get(volume.id, [])]
             pending = sum(volume.id not in self._ready for volume in self._wanted)
-            return [*self._latest, *ready], pending, list(self._failed)
+            failed = list(self._failed)
+        for error in (self.uploads.record(upload) for upload in self._errors):
+            ready += error.volumes
+            pending += error.state == "reading"
+        return [*self._latest, *ready], pending, failed
 
 
 @dataclass

@@ -3,10 +3,11 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ct2mri.errors import RequestError
-from ct2mri.viewer.records import VolumeRole
+
+VolumeRole = Literal["source", "draft", "result", "target", "error", "spread", "mask", "other"]
 
 FORMAT_VERSION = 1
 SUFFIX = ".volume.json"
@@ -69,6 +70,11 @@ class StoredVolume:
     def to_json(self) -> dict[str, Any]:
         """What the file holds."""
         return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def of(cls, folder: Path, base: str) -> Self:
+        """Read the file of a volume of a folder; see `read`."""
+        return cls.read(folder / f"{base}{SUFFIX}")
 
     @classmethod
     def read(cls, path: Path) -> Self:

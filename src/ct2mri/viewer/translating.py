@@ -1,22 +1,24 @@
 """Translating kept volumes, in the worker process: as `ct2mri translate` does, and kept for the viewer."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ct2mri.data.io import save_volume
 from ct2mri.data.volume import Volume
+from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
 from ct2mri.marking import short_description
 from ct2mri.options import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
 from ct2mri.translation_jobs import Job, do_job, settings_of
+from ct2mri.viewer.difference import write_error
 from ct2mri.viewer.exporting import PLAN
 from ct2mri.viewer.given import made_of
 from ct2mri.viewer.reading import describe, load_kept
-from ct2mri.viewer.records import VolumeRole
-from ct2mri.viewer.stored import Described
+from ct2mri.viewer.stored import Described, VolumeRole
 from ct2mri.viewer.worker import LOADING, PREPARING, WRITING, Task, Tell
 
 
@@ -112,3 +114,14 @@ class Translator:
                     made=made,
                 )
                 describe(volume, folder, base, described)
+        if task.truth is not None:
+            described = Described(
+                name=f"Error of the synthetic {target}",
+                group=task.group,
+                role="error",
+                job=task.job,
+                made=made,
+            )
+            with suppress(RequestError):  # without it, the result is as good
+                in_hu = plan.target_units == "HU"
+                write_error(result.volume, load_kept(*task.truth), in_hu, folder, described)

@@ -263,6 +263,20 @@ class Uploads:
         self._submit(upload, "ct2mri.viewer.reading:draw_demo", (), (described,))
         return upload.record()
 
+    def error(self, result: Entry, target: Entry) -> UploadRecord:
+        """Make the error of a result against the truth; it becomes a volume as an upload does."""
+        with self._lock:
+            upload = _Upload(new_id(), "file", "error", self.library.new_folder(), "reading")
+            self._uploads[upload.id] = upload
+        was = result.stored.described
+        described = Described(
+            name=f"Error of {was.name}", group=was.group, role="error", job=None, made=was.made
+        )
+        self._submit(
+            upload, "ct2mri.viewer.difference:keep_error", (result.place, target.place), (described,)
+        )
+        return upload.record()
+
     def _submit(
         self, upload: _Upload, function: str, before: tuple[Any, ...], after: tuple[Any, ...]
     ) -> None:
@@ -298,8 +312,7 @@ class Uploads:
         with self._exporting:
             run_bounded(
                 f"ct2mri.viewer.exporting:{function}",
-                entry.folder,
-                entry.stored.base,
+                *entry.place,
                 output,
                 *arguments,
                 seconds=_EXPORT_SECONDS,

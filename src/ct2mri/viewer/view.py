@@ -4,6 +4,7 @@ import logging
 import socket
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -113,6 +114,19 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+class _Server(uvicorn.Server):
+    """Ends the answers that follow jobs before it waits for answers to end."""
+
+    def __init__(self, config: uvicorn.Config, viewer: Viewer) -> None:
+        super().__init__(config)
+        self._viewer = viewer
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End."""
+        self._viewer.jobs.end_watching()
+        await super().shutdown(sockets)
+
+
 def serve(viewer: Viewer, listening: socket.socket, host: str, token: str, browser: bool) -> None:
     """Answer on a socket until interrupted."""
     port = int(listening.getsockname()[1])
@@ -149,4 +163,5 @@ def serve(viewer: Viewer, listening: socket.socket, host: str, token: str, brows
         ws="none",
         timeout_graceful_shutdown=3,
     )
-    uvicorn.Server(config).run([listening])
+    with suppress(KeyboardInterrupt):  # the way to end it
+        _Server(config, viewer).run([listening])

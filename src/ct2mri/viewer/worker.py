@@ -37,6 +37,7 @@ class Task:
         source_name: what it is called.
         group: of the volumes that come out.
         mask: folder and base of the kept volume that is the body; None: found by threshold.
+        truth: folder and base of a kept volume on the same grid to compare with, where there is one.
         model: pipeline folder.
         output: folder to write into.
         device: to compute on.
@@ -47,6 +48,7 @@ class Task:
     source_name: str
     group: str
     mask: tuple[Path, str] | None
+    truth: tuple[Path, str] | None
     model: Path
     output: Path
     device: str
