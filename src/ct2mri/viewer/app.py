@@ -1,5 +1,6 @@
 """The viewer's web application: what is asked for under which address."""
 
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,7 +37,10 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
         404: "not there",
         409: "not as things stand",
         413: "too large",
+        421: "another host's name",
         422: "not allowed as it was asked",
+        429: "too many at once",
+        507: "the disk is full",
     }.items()
 }
 
@@ -80,6 +84,7 @@ def create_app(viewer: Viewer, on_start: Callable[[], None]) -> FastAPI:
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OSError, _system_error)
     app.add_exception_handler(Exception, _unforeseen)
     app.include_router(looking_routes(viewer))
     app.include_router(volume_routes(viewer))
@@ -102,7 +107,8 @@ def create_app(viewer: Viewer, on_start: Callable[[], None]) -> FastAPI:
 
 
 def _failure(status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"detail": sentence}, status)
+    # What is quoted of a request may be no text that can be sent.
+    return JSONResponse({"detail": sentence.encode("utf-8", "replace").decode()}, status)
 
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
@@ -127,6 +133,12 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     response = _failure(error.status_code, known.get(error.status_code, f"{error.detail}."))
     response.headers.update(error.headers or {})
     return response
+
+
+async def _system_error(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _failure(507, "The disk of the results folder is full; free some space.")
+    raise error
 
 
 async def _unforeseen(_: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from ct2mri.errors import RequestError
@@ -142,14 +142,21 @@ class Library:
 
     def __getitem__(self, volume_id: str) -> Entry:
         with self._lock:
-            if volume_id not in self._entries:
-                raise NotThereError("There is no such volume; /api/volumes lists those there are.")
-            return self._entries[volume_id]
+            entry = self._entries.get(volume_id)
+        if entry is None or not entry.data.is_file():
+            raise NotThereError("There is no such volume; /api/volumes lists those there are.")
+        return entry
 
     def entries(self) -> list[Entry]:
-        """All of them, in order of their coming."""
+        """All of them, in order of their coming, but those whose file somebody has taken away."""
         with self._lock:
-            return list(self._entries.values())
+            entries = list(self._entries.values())
+        return [entry for entry in entries if entry.data.is_file()]
+
+    def new_group(self, name: str) -> str:
+        """A name for a case that no other has."""
+        taken = {entry.stored.described.group for entry in self.entries()}
+        return next(group for group in chain([name], (f"{name} {n}" for n in count(2))) if group not in taken)
 
     def truth_of(self, entry: Entry) -> Entry | None:
         """The true volume of the case of a volume, on the same grid."""

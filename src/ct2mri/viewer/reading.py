@@ -1,5 +1,6 @@
 """Turning files into volumes that the viewer keeps; called in a process of its own, never in the server's."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ct2mri.viewer.stored import LONGEST_NAME, SUFFIX, Described, StoredVolume
 
 _CT_BELOW = -500.0  # no MR goes so low, and the air around a patient does
 _DEMO_SPACING = 1.5
+_OF_THE_PATIENT = ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "AccessionNumber")
 _KEPT_ELSEWHERE = ("path", "warnings", "dicom")
 
 
@@ -77,7 +79,7 @@ def keep(volume: Volume, folder: Path, base: str, described: Described) -> None:
     if modality is None and float(volume.array.min()) <= _CT_BELOW:
         modality = "CT"
     if origin is not None:
-        described = replace(described, name=name_of(origin.header, described.name, modality))
+        described = without_patient(described, origin.header, modality)
     describe(volume, folder, base, replace(described, modality=modality))
 
 
@@ -103,17 +105,24 @@ def describe(volume: Volume, folder: Path, base: str, described: Described) -> N
     write_json(folder / f"{base}{SUFFIX}", stored.to_json())
 
 
-def name_of(header: pydicom.Dataset, given: str, modality: str | None) -> str:
-    """What to call a DICOM series: its description, or else the name given, unless it names the patient."""
-    patient = {
-        word
-        for keyword in ("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthDate", "AccessionNumber")
+def without_patient(described: Described, header: pydicom.Dataset, modality: str | None) -> Described:
+    """Call a DICOM series by its description or as it was called, whichever does not name the patient."""
+    kind = modality or "DICOM"
+    names = (str(header.get("SeriesDescription") or "").strip(), described.name)
+    name = next((f"{kind}, {name}" for name in names if name and not _tells(name, header)), f"{kind} series")
+    group = described.group
+    if _tells(group, header):
+        group = f"Case {hashlib.sha256(group.encode()).hexdigest()[:6]}"
+    return replace(described, name=name[:LONGEST_NAME], group=group)
+
+
+def _tells(words: str, header: pydicom.Dataset) -> bool:
+    """Whether some words hold one that leads to the patient of a header."""
+    return any(
+        word in words.upper()
+        for keyword in _OF_THE_PATIENT
         for word in re.findall(r"\w{2,}", str(header.get(keyword) or "").upper())
-    }
-    for name in (str(header.get("SeriesDescription") or "").strip(), given):
-        if name and not any(word in name.upper() for word in patient):
-            return f"{modality or 'DICOM'}, {name}"[:LONGEST_NAME]
-    return f"{modality or 'DICOM'} series"
+    )
 
 
 def load_kept(folder: Path, base: str) -> Volume:

@@ -1,6 +1,7 @@
 """Volumes: their upload, their list, their voxels."""
 
 import shutil
+from contextlib import suppress
 from typing import Annotated
 
 import anyio
@@ -10,6 +11,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
 from ct2mri.errors import RequestError
+from ct2mri.viewer.failures import ApiError
 from ct2mri.viewer.library import Entry
 from ct2mri.viewer.records import DownloadFormat, ErrorRequest, UploadRecord, UploadRequest, VolumeRecord
 from ct2mri.viewer.routes_looking import Id
@@ -17,6 +19,7 @@ from ct2mri.viewer.state import Viewer
 from ct2mri.viewer.uploads import Incoming
 
 _BUFFER = 2**20
+_MOST_DRAINED = 256 * 2**20
 
 
 def volume_routes(viewer: Viewer) -> APIRouter:
@@ -87,13 +90,19 @@ def volume_routes(viewer: Viewer) -> APIRouter:
     ) -> UploadRecord:
         """Send a file, as the body; of its name only the suffix is used."""
         length = request.headers.get("content-length", "")
-        incoming = await anyio.to_thread.run_sync(
-            uploads.receive, upload_id, name, int(length) if length.isdecimal() else None
-        )
+        try:
+            incoming = await anyio.to_thread.run_sync(
+                uploads.receive, upload_id, name, int(length) if length.isdecimal() else None
+            )
+        except (ApiError, RequestError):
+            await _drain(request)
+            raise
         try:
             await _store(request, incoming)
-        except BaseException:
+        except BaseException as error:
             uploads.drop(upload_id)
+            if isinstance(error, ApiError):
+                await _drain(request)
             raise
         finally:
             incoming.close()
@@ -160,5 +169,15 @@ async def _store(request: Request, incoming: Incoming) -> None:
                 await anyio.to_thread.run_sync(incoming.write, bytes(buffer))
                 buffer.clear()
         await anyio.to_thread.run_sync(incoming.write, bytes(buffer))
-    except ClientDisconnect:
-        return
+    except ClientDisconnect as error:
+        raise ApiError("The file did not come whole; upload it again.") from error
+
+
+async def _drain(request: Request) -> None:
+    """Let what is still on its way come to nothing: a client hears no answer while it sends."""
+    drained = 0
+    with suppress(ClientDisconnect):
+        async for chunk in request.stream():
+            drained += len(chunk)
+            if drained > _MOST_DRAINED:
+                return

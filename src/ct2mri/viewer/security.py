@@ -39,8 +39,12 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _LOCKED = "This needs the token: open the address that `ct2mri view` printed, or send it as a Bearer token."
+_ENTRANCE = (
+    b'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">'
+    b'<title>ct2mri viewer</title><p><a href="/">To the viewer</a></p></html>'
+)
 _LOCKED_PAGE = (
-    "<!doctype html><html lang=en><meta charset=utf-8><title>ct2mri viewer</title>"
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>ct2mri viewer</title>'
     "<h1>This page is locked</h1><p>Open the whole address that <code>ct2mri view</code> printed in its "
     "terminal; it ends with a token.</p></html>"
 )
@@ -102,7 +106,8 @@ class Gate:
             return
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if scope["path"] == "/" and "token" in query:
-            await self._enter(send, query["token"][-1])
+            site = headers.get("sec-fetch-site", "none")
+            await self._enter(send, query["token"][-1], site not in ("none", "same-origin"))
             return
         if not self._knows_token(headers):
             await _locked(send, scope)
@@ -158,13 +163,20 @@ class Gate:
     def _matches(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.token.encode())
 
-    async def _enter(self, send: Send, given: str) -> None:
-        """Put the token of the address into a cookie, and show the page under an address without it."""
+    async def _enter(self, send: Send, given: str, from_elsewhere: bool) -> None:
+        """Put the token of the address into a cookie, and show the page under an address without it.
+
+        Browsers do not send the cookie along a redirection that began on another site (a terminal in a web
+        page, say); there a page of our own leads on.
+        """
         if not self._matches(given):
             await _answer(send, 401, _LOCKED)
             return
         cookie = f"{cookie_name(self.port)}={self.token}; Path=/; HttpOnly; SameSite=Strict"
-        await _answer(send, 303, "Go on at /.", {"Set-Cookie": cookie, "Location": "/"})
+        if from_elsewhere:
+            await _send(send, 200, _ENTRANCE, "text/html; charset=utf-8", {"Set-Cookie": cookie})
+        else:
+            await _answer(send, 303, "Go on at /.", {"Set-Cookie": cookie, "Location": "/"})
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -61,7 +61,7 @@ class InitialVolumes:
         if self._nothing_given:
             entries = self.library.entries()
             if entries:
-                last = max(entries, key=lambda entry: entry.folder.name).stored.described.group
+                last = max(entries, key=lambda entry: entry.data.stat().st_mtime).stored.described.group
                 self._latest = [entry.id for entry in entries if entry.stored.described.group == last]
             else:
                 self._demo = self.uploads.demo().id

@@ -185,9 +185,10 @@ class Uploads:
                 raise TooLargeError(f"An upload may have {self.limits.files} files; send one series.")
             self._require_room(upload, length or 0)
             path = self._path(upload, shown_name(name, ""))
+            file = None if path is None else path.open("xb")
             upload.files += 1
             upload.writing += 1
-        return Incoming(self, upload, None if path is None else path.open("xb"))
+        return Incoming(self, upload, file)
 
     def _path(self, upload: _Upload, name: str) -> Path | None:
         """Where a file goes to; None for one that is no image."""
@@ -246,7 +247,10 @@ class Uploads:
             else:
                 raise ConflictError("This upload holds no image; begin another one.")
             upload.state = "reading"
-        described = Described(name=_stem(upload.name), group=upload.id, role="source")
+        told = _stem(upload.name)
+        # The name of a series' folder or zip often is the patient's.
+        case = "DICOM series" if received.suffix in ("", ".dcm", ".zip") else told
+        described = Described(name=told, group=self.library.new_group(case), role="source")
         arguments = (described, self.limits.voxels, self.limits.unpacked_bytes)
         self._submit(upload, "ct2mri.viewer.reading:read_upload", (received,), arguments)
         return upload.record()
@@ -256,9 +260,10 @@ class Uploads:
         with self._lock:
             upload = _Upload(new_id(), "file", "demo", self.library.new_folder(), "reading")
             self._uploads[upload.id] = upload
+        group = self.library.new_group("Digital phantom")
         described = {
-            "ct": Described(name="Digital phantom, CT", group=upload.id, role="source", modality="CT"),
-            "mr": Described(name="Digital phantom, true MR", group=upload.id, role="target", modality="MR"),
+            "ct": Described(name="Digital phantom, CT", group=group, role="source", modality="CT"),
+            "mr": Described(name="Digital phantom, true MR", group=group, role="target", modality="MR"),
         }
         self._submit(upload, "ct2mri.viewer.reading:draw_demo", (), (described,))
         return upload.record()

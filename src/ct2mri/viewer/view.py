@@ -1,6 +1,7 @@
 """`ct2mri view`: look at volumes, translate and compare them in the browser."""
 
 import logging
+import os
 import socket
 import sys
 import webbrowser
@@ -29,8 +30,8 @@ from ct2mri.viewer.uploads import Uploads
 SHORTEST_TOKEN = 16
 _MOST_VOXELS = 2**29  # 512 × 512 × 2048
 _MOST_FILES = 10_000
-_READING_SECONDS = 180.0
-_READING_BYTES = 8 * 2**30
+_READING_SECONDS = 300.0
+_LEAST_READING_BYTES, _MOST_READING_BYTES = 4 * 2**30, 8 * 2**30
 
 
 def view(options: ViewOptions) -> None:
@@ -54,7 +55,7 @@ def view(options: ViewOptions) -> None:
             reading_seconds=_READING_SECONDS,
             suffixes=list(SUFFIXES),
         )
-        uploads = Uploads(library, limits, _READING_BYTES)
+        uploads = Uploads(library, limits, _reading_memory())
         viewer = Viewer(
             library=library,
             uploads=uploads,
@@ -67,6 +68,14 @@ def view(options: ViewOptions) -> None:
             results=options.results,
         )
         serve(viewer, listening, options.host, token, not options.no_browser)
+
+
+def _reading_memory() -> int:
+    """Bytes that a reading process may take: half of the machine's, within bounds."""
+    if sys.platform == "win32":
+        return _MOST_READING_BYTES
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(max(there // 2, _LEAST_READING_BYTES), _MOST_READING_BYTES)
 
 
 def _token(options: ViewOptions) -> str:
@@ -87,7 +96,8 @@ def _token(options: ViewOptions) -> str:
 
 
 def _lock(results: Path) -> FileLock:
-    results.mkdir(parents=True, exist_ok=True)
+    if not results.exists():
+        results.mkdir(parents=True, mode=0o700)  # patients' data are not for other users of the machine
     lock = FileLock(results / ".viewer-lock")
     try:
         lock.acquire(timeout=0)
