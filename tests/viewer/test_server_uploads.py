@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import stat
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -291,13 +292,21 @@ def test_reading_is_bounded(tmp_path, work, words):
             seconds=5 if work == "spin" else 300,
             memory=4 * 2**30,
             scratch=tmp_path,
+            stop=threading.Event(),
         )
     assert "patient" not in str(refused.value)
 
 
 def test_a_reading_process_that_dies_is_told(tmp_path):
     with pytest.raises(RequestError, match="ended the reading process"):
-        run_bounded("os:abort", seconds=300, memory=None, scratch=tmp_path)
+        run_bounded("os:abort", seconds=300, memory=None, scratch=tmp_path, stop=threading.Event())
+
+
+def test_reading_ends_with_the_viewer(tmp_path):
+    stop = threading.Event()
+    threading.Timer(1, stop.set).start()
+    with pytest.raises(RequestError, match="viewer ended"):
+        run_bounded(f"{__name__}:spin", tmp_path, None, seconds=300, memory=None, scratch=tmp_path, stop=stop)
 
 
 def test_itk_and_nibabel_agree_on_what_is_shown(server, tmp_path):

@@ -17,10 +17,18 @@ from typing import Any
 from ct2mri.errors import RequestError
 
 _GOOD = ""
+_SECONDS_TO_END = 10.0
 _TOO_LITTLE_MEMORY = "It needs more memory than is allowed for reading one volume; crop or resample it first."
 
 
-def run_bounded(function: str, *arguments: Any, seconds: float, memory: int | None, scratch: Path) -> None:
+def run_bounded(
+    function: str,
+    *arguments: Any,
+    seconds: float,
+    memory: int | None,
+    scratch: Path,
+    stop: threading.Event,
+) -> None:
     """Call a function in a process of its own.
 
     Args:
@@ -30,6 +38,7 @@ def run_bounded(function: str, *arguments: Any, seconds: float, memory: int | No
         memory: bytes of address space that it may take, where the system can bound that (not on Windows; on
             macOS it is not kept to); None: not bounded, for work on files of our own.
         scratch: folder for its temporary files.
+        stop: ends the process early when it is set.
 
     Raises:
         RequestError: the function raised it; or anything else went wrong there, in one sentence that quotes
@@ -45,16 +54,20 @@ def run_bounded(function: str, *arguments: Any, seconds: float, memory: int | No
     answer: Any = None
     end = time.monotonic() + seconds
     try:
-        late = not ours.poll(max(end - time.monotonic(), 0))
-        if not late:
+        while not (there := ours.poll(0.1)) and time.monotonic() < end and not stop.is_set():
+            pass
+        if there:
             with suppress(EOFError, ConnectionResetError):
                 answer = ours.recv()
     finally:
-        if answer is None:
-            process.kill()
+        if answer is not None:
+            process.join(_SECONDS_TO_END)
+        process.kill()
         process.join()
         ours.close()
-    if late:
+    if stop.is_set() and answer is None:
+        raise RequestError("The viewer ended before this was read; start it again.")
+    if not there:
         raise RequestError(
             f"It was not read within {seconds:g} seconds, so reading was ended; give a smaller volume."
         )

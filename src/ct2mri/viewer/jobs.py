@@ -151,6 +151,18 @@ class Jobs:
                 if job.record.state not in ENDED
             )
 
+    def remove_volume(self, volume_id: str) -> None:
+        """Delete a volume that no job needs.
+
+        Raises:
+            NotThereError: there is none.
+            ConflictError: a job that has not ended uses it.
+        """
+        with self._changed:
+            if self.uses(volume_id):
+                raise ConflictError("A job that has not ended uses this volume; cancel the job first.")
+            self.library.remove(volume_id)
+
     def submit(self, request: JobRequest) -> JobRecord:
         """Queue a translation.
 
@@ -212,7 +224,7 @@ class Jobs:
             if any(self.uses(volume) for volume in made):
                 raise ConflictError("A job that has not ended uses this job's result; cancel that one first.")
             for volume in made:
-                self.library.remove(volume, self.uses)
+                self.library.remove(volume)
             del self._jobs[job.record.id]
             shutil.rmtree(self.root / job_id, ignore_errors=True)
             self._tell(job_id)

@@ -4,14 +4,13 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 
 from ct2mri.errors import RequestError
-from ct2mri.viewer.failures import ConflictError, NotThereError
+from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.records import DownloadFormat, Made, VolumeRecord
 from ct2mri.viewer.stored import SUFFIX, StoredVolume
 
@@ -51,7 +50,7 @@ class Entry:
         """What the API tells of it."""
         stored, described = self.stored, self.stored.described
         downloads: list[DownloadFormat] = ["nifti", "nrrd"]
-        if described.job is not None:
+        if described.job is not None and self.sidecar.is_file():
             downloads += ["sidecar", "dicom"] if described.role == "result" else ["sidecar"]
         return VolumeRecord(
             id=self.id,
@@ -126,7 +125,7 @@ class Library:
         """Keep a volume that was only shown, since a job uses it."""
         with self._lock:
             entry = self[volume_id]
-            if self.work in entry.folder.parents:
+            if not self.is_kept(entry):
                 # Linked, not moved: it may be on its way to the page just now.
                 copy = self.new_folder()
                 shutil.copytree(entry.folder, copy, copy_function=_link, dirs_exist_ok=True)
@@ -134,6 +133,10 @@ class Library:
                 copy.replace(home)
                 self.add_folder(home)
             return self[volume_id]
+
+    def is_kept(self, entry: Entry) -> bool:
+        """Whether a volume outlives the server."""
+        return self.work not in entry.folder.parents
 
     def _home(self, name: str, *, kept: bool) -> Path:
         home = (self.root if kept else self.work) / "volumes"
@@ -170,27 +173,19 @@ class Library:
                 return other
         return None
 
-    def remove(self, volume_id: str, used: Callable[[str], bool]) -> None:
+    def remove(self, volume_id: str) -> None:
         """Delete a volume and its files.
-
-        Args:
-            volume_id: which.
-            used: whether a job that has not ended uses it.
 
         Raises:
             NotThereError: there is none.
-            ConflictError: it is in use.
         """
         with self._lock:
             entry = self[volume_id]
-            if used(volume_id):
-                raise ConflictError("A job that has not ended uses this volume; cancel the job first.")
             del self._entries[volume_id]
-            (entry.folder / f"{entry.stored.base}{SUFFIX}").unlink(missing_ok=True)
-            for end in (".nii", ".json", ".origin.dcm", ".origin.json"):
-                (entry.folder / f"{entry.stored.base}{end}").unlink(missing_ok=True)
-            if not any(entry.folder.iterdir()):
-                entry.folder.rmdir()
+        for end in (SUFFIX, ".nii", ".json", ".origin.dcm", ".origin.json"):
+            (entry.folder / f"{entry.stored.base}{end}").unlink(missing_ok=True)
+        if not any(entry.folder.iterdir()):
+            entry.folder.rmdir()
 
 
 def _close(one: list[list[float]], other: list[list[float]]) -> bool:

@@ -68,7 +68,7 @@ def volume_routes(viewer: Viewer) -> APIRouter:
     @routes.delete("/volumes/{volume_id}", tags=["volumes"], status_code=204)
     def delete_volume(volume_id: Id) -> None:
         """Delete a volume and its files from the results folder; files that it was read from stay."""
-        library.remove(volume_id, viewer.jobs.uses)
+        viewer.jobs.remove_volume(volume_id)
 
     @routes.post("/uploads", tags=["uploads"], status_code=201)
     def new_upload(request: UploadRequest) -> UploadRecord:

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ct2mri import __version__
 from ct2mri.marking import safety_sentence_of
 from ct2mri.viewer.bounded import sentence_of
+from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.given import Given, GivenVolume
 from ct2mri.viewer.jobs import Jobs
 from ct2mri.viewer.library import Library
@@ -38,9 +40,8 @@ class InitialVolumes:
         self._wanted = list(given.volumes)
         self._ready: dict[str, list[str]] = {}
         self._failed: list[UnreadFile] = []
-        self._demo: str | None = None
         self._latest: list[str] = []
-        self._errors: list[str] = []
+        self._made: list[tuple[str, str]] = []  # name, and identifier of an upload
         if given.left_out:
             self._failed.append(
                 UnreadFile(
@@ -64,7 +65,7 @@ class InitialVolumes:
                 last = max(entries, key=lambda entry: entry.data.stat().st_mtime).stored.described.group
                 self._latest = [entry.id for entry in entries if entry.stored.described.group == last]
             else:
-                self._demo = self.uploads.demo().id
+                self._made.append(("Digital phantom", self.uploads.demo().id))
 
     def _read(self, volume: GivenVolume) -> None:
         folder = self.library.new_folder(volume.id)
@@ -94,21 +95,21 @@ class InitialVolumes:
         for entry in given:
             described, truth = entry.stored.described, self.library.truth_of(entry)
             if described.role == "result" and described.group not in have and truth is not None:
-                self._errors.append(self.uploads.error(entry, truth).id)
+                self._made.append((f"Error of {described.name}", self.uploads.error(entry, truth).id))
 
     def told(self) -> tuple[list[str], int, list[UnreadFile]]:
         """Identifiers of those read, how many are to come, and those that cannot be read."""
-        if self._demo is not None:
-            demo = self.uploads.record(self._demo)
-            failed = [] if demo.detail is None else [UnreadFile(name="Digital phantom", detail=demo.detail)]
-            return demo.volumes, int(demo.state == "reading"), failed
         with self._lock:
             ready = [known for volume in self._wanted for known in self._ready.get(volume.id, [])]
             pending = sum(volume.id not in self._ready for volume in self._wanted)
             failed = list(self._failed)
-        for error in (self.uploads.record(upload) for upload in self._errors):
-            ready += error.volumes
-            pending += error.state == "reading"
+        for name, upload in self._made:
+            with suppress(NotThereError):  # forgotten, long after it was done
+                record = self.uploads.record(upload)
+                ready += record.volumes
+                pending += record.state == "reading"
+                if record.detail is not None:
+                    failed.append(UnreadFile(name=name, detail=record.detail))
         return [*self._latest, *ready], pending, failed
 
 

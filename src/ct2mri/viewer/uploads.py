@@ -101,12 +101,14 @@ class Uploads:
         self.memory = memory
         self._lock = threading.RLock()
         self._uploads: dict[str, _Upload] = {}
+        self._stop = threading.Event()
         self._exporting = threading.Semaphore(_READERS)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="reader")
 
     def close(self) -> None:
-        """Begin nothing any more; what is being read is ended with this process."""
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        """End all reading."""
+        self._stop.set()
+        self._readers.shutdown(cancel_futures=True)
 
     def new(self, name: str, kind: UploadKind) -> UploadRecord:
         """Begin an upload.
@@ -277,19 +279,25 @@ class Uploads:
         described = Described(
             name=f"Error of {was.name}", group=was.group, role="error", job=None, made=was.made
         )
-        self._submit(
-            upload, "ct2mri.viewer.difference:keep_error", (result.place, target.place), (described,)
-        )
+        places = (result.place, target.place)
+        kept = self.library.is_kept(result)
+        self._submit(upload, "ct2mri.viewer.difference:keep_error", places, (described,), kept=kept)
         return upload.record()
 
     def _submit(
-        self, upload: _Upload, function: str, before: tuple[Any, ...], after: tuple[Any, ...]
+        self,
+        upload: _Upload,
+        function: str,
+        before: tuple[Any, ...],
+        after: tuple[Any, ...],
+        *,
+        kept: bool = True,
     ) -> None:
         def read() -> None:
             folder = self.library.new_folder()
             try:
                 self.bounded(function, *before, folder, *after, scratch=upload.folder)
-                volumes = self.library.place(folder, kept=True)
+                volumes = self.library.place(folder, kept=kept)
                 with self._lock:
                     upload.volumes, upload.state = volumes, "done"
             except Exception as error:
@@ -309,7 +317,12 @@ class Uploads:
     def bounded(self, function: str, *arguments: Any, scratch: Path) -> None:
         """Call `module:function` in a process of its own, within the limits."""
         run_bounded(
-            function, *arguments, seconds=self.limits.reading_seconds, memory=self.memory, scratch=scratch
+            function,
+            *arguments,
+            seconds=self.limits.reading_seconds,
+            memory=self.memory,
+            scratch=scratch,
+            stop=self._stop,
         )
 
     def export(self, function: str, entry: Entry, output: Path, *arguments: Any) -> None:
@@ -323,6 +336,7 @@ class Uploads:
                 seconds=_EXPORT_SECONDS,
                 memory=None,
                 scratch=output.parent,
+                stop=self._stop,
             )
 
 
