@@ -37,7 +37,7 @@ def files(tmp_path_factory) -> Path:
     ct = tiny.ct()
     save_volume(ct, root / "given" / "a_ct.nii.gz")
     save_volume(ct.with_array(np.where(ct.array > -300, 150.0, 0.0)), root / "given" / "a_mr.nii.gz")
-    save_volume(ct.with_array(np.abs(ct.array)), root / "given" / "b_ct.nii.gz")
+    save_volume(ct.with_array(np.abs(ct.array) / 3), root / "given" / "b_ct.nii.gz")
     return root
 
 
@@ -51,8 +51,7 @@ def server(files):
 
 
 def volume(server: Serving, name: str) -> str:
-    (found,) = [each["id"] for each in server.get("/api/volumes") if each["name"] == name]
-    return str(found)
+    return next(str(each["id"]) for each in server.get("/api/volumes") if each["name"] == name)
 
 
 def model(server: Serving, number: int = 0) -> str:
