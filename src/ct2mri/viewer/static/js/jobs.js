@@ -49,12 +49,13 @@ export class Jobs {
 
   #show(job) {
     const jobs = this.store.state.jobs.filter((other) => other.id !== job.id);
-    this.store.set({ jobs: [...jobs, job].sort((a, b) => (b.started ?? Infinity) - (a.started ?? Infinity)) });
+    this.store.set({ jobs: [...jobs, job].sort((a, b) => (a.created < b.created ? 1 : -1)) });
     this.none.hidden = true;
     if (!this.#rows.has(job.id)) {
       const row = new Row(this, job);
       this.#rows.set(job.id, row);
-      this.list.prepend(row.root);
+      const older = this.store.state.jobs.find((other) => other.created < job.created);
+      this.list.insertBefore(row.root, this.#rows.get(older?.id)?.root ?? null);
     }
     this.#rows.get(job.id).update(job, this.store.state);
   }

@@ -45,7 +45,7 @@ export class Keyboard {
   #press(event) {
     const { key, target } = event;
     if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
-    if (target.closest("input, select, textarea") && !(target.type === "checkbox" && LETTERS.test(key))) return;
+    if (target.closest("input, select, textarea") && !(["checkbox", "range"].includes(target.type) && LETTERS.test(key))) return;
     const inImages = target.closest("#panes") !== null;
     if (inImages && this.#move(key, event.shiftKey)) {
       event.preventDefault();

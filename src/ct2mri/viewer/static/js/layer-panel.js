@@ -1,11 +1,12 @@
 // The list of layers: shown or not, opacity, window, colours, the value under the pointer, downloads.
 
-import { remove } from "./api.js";
+import { post, remove } from "./api.js";
 import { el, labelled, select } from "./dom.js";
 import { refreshVolumes, valueAt } from "./images.js";
 import { casesOf, changeLayer, layersOfCase, showAlone, windowsOf } from "./layers.js";
 import { isHU, isImage, MAPS, roleName, valueText } from "./looks.js";
-import { attempt } from "./notices.js";
+import { announce, attempt } from "./notices.js";
+import { whenRead } from "./opening.js";
 
 export class LayerPanel {
   #rows = new Map();
@@ -92,6 +93,7 @@ class Row {
     for (const input of [this.low, this.high]) input.addEventListener("change", () => this.#own());
     this.map = select(MAPS, "", { onchange: () => change({ map: this.map.value }) });
     const facts = [volume.shape?.join(" × "), volume.spacing && `${volume.spacing.map((mm) => trim(mm)).join(" × ")} mm`];
+    this.error = el("button", { type: "button", class: "plain small", onclick: () => this.#makeError() }, "Error against the truth");
     this.name = el("p", { class: "name", title: volume.name }, volume.name);
     this.more = el("button", { type: "button", class: "plain small", "aria-expanded": "false", "aria-label": `More about ${name}` }, "More");
     const look = el(
@@ -102,6 +104,7 @@ class Row {
       labelled("Colours", this.map),
       isImage(volume) &&
         el("button", { type: "button", class: "plain small", onclick: () => this.#spread() }, `This window for all in ${isHU(volume) ? "HU" : "a.u."}`),
+      volume.role === "result" && this.error,
       el("p", { class: "quiet" }, volume.name),
       el("p", { class: "quiet" }, facts.filter(Boolean).join(", ")),
       (volume.warnings ?? []).map((warning) => el("p", { class: "warning" }, warning)),
@@ -130,6 +133,7 @@ class Row {
   /** `number` is the layer's key; `named` says whether its role alone does not tell it from others. */
   update(layer, number, named) {
     this.name.hidden = !named;
+    this.error.hidden = this.#truth === undefined;
     this.shown.checked = layer.shown;
     this.number.textContent = number <= 9 ? String(number) : "";
     this.opacity.value = layer.opacity;
@@ -151,6 +155,27 @@ class Row {
   read(value) {
     const text = valueText(this.volume, value);
     if (this.value.textContent !== text) this.value.textContent = text;
+  }
+
+  get #truth() {
+    return layersOfCase(this.store.state).find((layer) => layer.volume.role === "target")?.volume;
+  }
+
+  /** Has the server subtract the truth from this result; the error becomes a layer. */
+  #makeError() {
+    attempt(async () => {
+      this.error.disabled = true;
+      announce("The error is being computed.");
+      try {
+        const { id } = await post(`/api/volumes/${encodeURIComponent(this.volume.id)}/error`, { target: this.#truth.id });
+        const made = await whenRead(id);
+        await refreshVolumes(this.store);
+        changeLayer(this.store, made, { shown: true });
+        announce("The error is a layer now.");
+      } finally {
+        this.error.disabled = false;
+      }
+    });
   }
 
   #choose(key) {

@@ -97,19 +97,10 @@ export class Opening {
   }
 
   async #showRead(id) {
-    const volume = await this.#read(id);
+    const volume = await whenRead(id);
     await refreshVolumes(this.store);
     const opened = this.store.state.volumes.find((other) => other.id === volume);
     if (opened) this.store.set({ case: opened.group });
-  }
-
-  async #read(id) {
-    for (let wait = 150; ; wait = Math.min(wait * 1.5, 2000)) {
-      const upload = await get(`/api/uploads/${id}`);
-      if (upload.state === "failed") throw new Error(upload.detail);
-      if (upload.state === "done") return upload.volume;
-      await new Promise((resolve) => setTimeout(resolve, wait));
-    }
   }
 
   #listenToDrops() {
@@ -133,6 +124,16 @@ export class Opening {
       over(false);
       this.open(await dropped(event.dataTransfer));
     });
+  }
+}
+
+/** The volume that an upload has become, once the server has read it. */
+export async function whenRead(id) {
+  for (let wait = 150; ; wait = Math.min(wait * 1.5, 2000)) {
+    const upload = await get(`/api/uploads/${id}`);
+    if (upload.state === "failed") throw new Error(upload.detail);
+    if (upload.state === "done") return upload.volume;
+    await new Promise((resolve) => setTimeout(resolve, wait));
   }
 }
 

@@ -12,8 +12,9 @@ export function buildSafety(store, host) {
   const warnings = el("details", { class: "warnings" }, el("summary"), el("ul"));
   host.append(sentence, made, warnings);
   const update = (state) => {
-    sentence.textContent = state.status?.safety ?? "Research use only; not for diagnosis, contouring or dose planning.";
     const shown = shownInLayout(state).filter((layer) => MADE.includes(layer.volume.role));
+    const sentences = [...new Set(shown.map(({ volume }) => volume.made?.safety).filter(Boolean))];
+    sentence.textContent = sentences.join(" ") || (state.status?.safety ?? "Research use only; not for diagnosis.");
     const facts = [...new Set(shown.map(({ volume }) => volume.made && factsText(volume.made)).filter(Boolean))];
     made.textContent = facts.length > 0 ? `Shown result: ${facts.join("; ")}` : "";
     made.hidden = facts.length === 0;

@@ -62,6 +62,8 @@ export class Viewer {
     const pane = this.active;
     if (!pane || pane.nv.volumes.length === 0) return;
     this.#active = pane;
+    // What keys do counts from the crosshair on, wherever the pointer rests.
+    this.store.set({ pointer: null });
     what(pane);
   }
 
@@ -69,15 +71,15 @@ export class Viewer {
     const { state } = this.store;
     const wanted = this.#wantedPanes(state);
     this.images.keep(layersOfCase(state).map((layer) => layer.volume.id));
-    await Promise.all(wanted.flat().map((layer) => this.images.load(layer.volume)));
+    // Graphics start while voxels are on their way; one pane is there even before the first volume is.
+    const panes = this.#startPanes(Math.max(wanted.length, 1));
+    await Promise.all([panes, ...wanted.flat().map((layer) => this.images.load(layer.volume))]);
     const layers = completed(state.layers, wanted.flat(), this.images);
     if (layers) {
       // Their windows are known only now; the change calls for another update.
       this.store.set({ layers });
       return;
     }
-    while (this.#panes.length > Math.max(wanted.length, 1)) this.#panes.pop().stop();
-    while (this.#panes.length < wanted.length) await this.#addPane();
     const curtain = state.layout === "curtain" && wanted.length === 2;
     this.host.dataset.panes = wanted.length;
     this.host.classList.toggle("curtained", curtain);
@@ -113,6 +115,11 @@ export class Viewer {
     return shown.length > 0 ? [shown] : [];
   }
 
+  async #startPanes(count) {
+    while (this.#panes.length > count) this.#panes.pop().stop();
+    while (this.#panes.length < count) await this.#addPane();
+  }
+
   async #addPane() {
     const pane = new Pane({
       drawn: (from) => this.#drawn(from),
@@ -138,7 +145,9 @@ export class Viewer {
     const looks = layers.map((layer, index) => niivueLook(layer.volume, { ...layer, opacity: alone ? 1 : layer.opacity }, index > 0));
     const images = layers.map((layer, index) => lookOf(image(layer), looks[index]));
     // Two grids behind one curtain: the right one is brought onto the left one's, so that they meet.
+    pane.volumes = layers.map((layer) => layer.volume.id);
     if (ground && !sameGrid(image(ground), images[0])) {
+      pane.volumes.unshift(ground.volume.id);
       Object.assign(images[0], niivueLook(layers[0].volume, { ...layers[0], opacity: 1 }, true));
       images.unshift(lookOf(image(ground), { ...niivueLook(ground.volume, ground, false), opacity: 0 }));
     }
@@ -146,7 +155,6 @@ export class Viewer {
     pane.title.textContent = alone ? roleName(layers[0].volume) : "";
     pane.title.hidden = !alone;
     pane.canvas.setAttribute("aria-label", `${names.join(", over it ")}. Arrow keys move the crosshair, ? shows all keys.`);
-    pane.volumes = layers.map((layer) => layer.volume.id);
     const signature = JSON.stringify([pane.volumes, looks, images.length]);
     if (pane.signature !== signature) {
       pane.signature = signature;
@@ -174,7 +182,7 @@ export class Viewer {
       for (const pane of this.#panes) if (pane !== from && !pane.root.hidden) pane.followView(from);
       const place = from.crosshair;
       this.store.set({ place });
-      remember("session", `place-${this.store.state.case}`, place);
+      if (this.placedCase === this.store.state.case) remember("session", `place-${this.placedCase}`, place);
     }
   }
 
