@@ -22,6 +22,12 @@ _BUFFER = 2**20
 _MOST_DRAINED = 256 * 2**20
 
 
+class _LargeFile(FileResponse):
+    """A file in pieces so large that sending is not held up by fetching the next one."""
+
+    chunk_size = 4 * 2**20
+
+
 def volume_routes(viewer: Viewer) -> APIRouter:
     """The addresses of volumes and uploads."""
     routes = APIRouter(prefix="/api")
@@ -45,7 +51,7 @@ def volume_routes(viewer: Viewer) -> APIRouter:
     )
     def data(volume_id: Id) -> FileResponse:
         """One volume's voxels as NIfTI, 16 bit where they are whole numbers."""
-        return FileResponse(library[volume_id].data, media_type="application/octet-stream")
+        return _LargeFile(library[volume_id].data, media_type="application/octet-stream")
 
     @routes.get(
         "/volumes/{volume_id}/download",
@@ -138,7 +144,7 @@ def _download(viewer: Viewer, entry: Entry, format: DownloadFormat, anonymize: b
         )
     name = f"ct2mri-{entry.stored.described.role}-{entry.id}"  # says nothing of the patient
     if format == "nifti":
-        return FileResponse(entry.data, filename=f"{name}.nii")
+        return _LargeFile(entry.data, filename=f"{name}.nii")
     if format == "sidecar":
         return FileResponse(entry.sidecar, filename=f"{name}.json", media_type="application/json")
     scratch = viewer.library.new_folder()
