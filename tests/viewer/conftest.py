@@ -27,8 +27,9 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One case with a CT, truth, draft, result, error and spread."""
-    folder = tmp_path_factory.mktemp("given") / "marked head"
+    """A folder of two cases: one with a CT, truth, draft, result, error and spread, and one oblique CT."""
+    given = tmp_path_factory.mktemp("given")
+    folder = given / "marked head"
     folder.mkdir()
     ct = marked_ct()
     truth, result = look_alike_mr(ct), look_alike_mr(ct, 0.9)
@@ -37,7 +38,8 @@ def case_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     volumes["spread"] = error.with_array(np.abs(error.array))
     for name, volume in volumes.items():
         save_volume(volume, folder / f"{name}.nii.gz")
-    return folder
+    save_volume(marked_ct(tilt=25), given / "oblique head" / "ct.nii.gz")
+    return given
 
 
 @pytest.fixture(scope="session")

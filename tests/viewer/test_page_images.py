@@ -69,6 +69,12 @@ def bright_side(picture: np.ndarray) -> str:
     return "left" if white[:half].sum() > white[half:].sum() else "right"
 
 
+def tissue(picture: np.ndarray) -> float:
+    """The grey of what is neither black nor white: of the head's soft tissue."""
+    grey = picture.max(-1)
+    return float(np.median(grey[(grey > 10) & (grey < 245) & (np.ptp(picture.astype(int), axis=-1) < 6)]))
+
+
 def set_window(page: Any, role: str, low: float, high: float) -> None:
     own = layer(page, role)
     own.get_by_role("button", name="More").click()
@@ -104,6 +110,24 @@ def test_marks_name_the_side_that_the_marker_is_on(page: Any) -> None:
     layer(page, "source").get_by_role("button", name="More").click()
     layer(page, "source").locator(".look select").first.select_option("soft")
     layer(page, "source").get_by_role("button", name="More").click()
+
+
+def test_oblique_planes_say_where_they_lie(page: Any) -> None:
+    page.locator("#case").select_option("oblique head")
+    until(page, "document.querySelectorAll('.layer').length === 1")
+    wait_for_images(page)
+    until(page, f"document.querySelector({json.dumps(tile('axial') + ' .at-top')}).textContent === 'AS'")
+    marks = {
+        plane: [page.locator(f"{tile(plane)} .at-{side}").inner_text() for side in ("left", "top")]
+        for plane in ("axial", "coronal", "sagittal")
+    }
+    # Turned by 25 degrees about the axis to the right, so that the front is lifted.
+    assert marks == {"axial": ["R", "AS"], "coronal": ["R", "SP"], "sagittal": ["AS", "SP"]}
+    set_window(page, "source", 1500, 2000)
+    assert bright_side(pixels(page, tile("axial"))) == "left"
+    page.locator("#case").select_option("marked head")
+    until(page, "document.querySelectorAll('.layer').length === 6")
+    until(page, f"document.querySelector({json.dumps(tile('axial') + ' .at-top')}).textContent === 'A'")
 
 
 def test_pointer_reads_every_loaded_layer_where_it_is(page: Any) -> None:
@@ -165,8 +189,10 @@ def test_layers_windows_opacity_and_voxels_change_what_is_seen(page: Any) -> Non
                 return
         raise AssertionError(f"{what} changes nothing on the screen")
 
+    assert tissue(seen[-1]) == pytest.approx(255 * (40 + 160) / 400, abs=8), "the soft tissue window"
     page.keyboard.press("p")
     changed("the next window")
+    assert tissue(seen[-1]) == pytest.approx(255 * (40 + 500) / 2000, abs=8), "the bone window"
     choose(page, "Voxels")
     changed("nearest neighbour")
     layer(page, "result").get_by_role("checkbox").check()

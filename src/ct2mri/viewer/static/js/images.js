@@ -55,6 +55,30 @@ export async function refreshVolumes(store) {
   store.set({ volumes: await get("/api/volumes") });
 }
 
+const MOST_SORTED = 200_000;
+const OUTSIDE = 0.005; // share of voxels below, and above, the robust range
+const ranges = new WeakMap();
+
+/** The range of all values, and that of all but the lowest and highest. NiiVue's own are of the image's middle. */
+export function rangesOf(image) {
+  const { img } = image;
+  if (!ranges.has(img)) {
+    const { scl_slope: slope, scl_inter: inter } = image.hdr;
+    let [low, high] = [Infinity, -Infinity];
+    for (let index = 0; index < img.length; index++) {
+      if (img[index] < low) low = img[index];
+      if (img[index] > high) high = img[index];
+    }
+    const stride = Math.ceil(img.length / MOST_SORTED);
+    const some = Float64Array.from({ length: Math.floor(img.length / stride) }, (_, index) => img[index * stride]);
+    const sorted = some.filter((value) => !Number.isNaN(value)).sort();
+    const at = (share) => sorted[Math.round(share * (sorted.length - 1))] ?? 0;
+    const scaled = (pair) => pair.map((value) => value * slope + inter).sort((a, b) => a - b);
+    ranges.set(img, { full: scaled([low, high]), robust: scaled([at(OUTSIDE), at(1 - OUTSIDE)]) });
+  }
+  return ranges.get(img);
+}
+
 /** The value of an image at a place in mm, null outside it. */
 export function valueAt(image, mm) {
   const voxel = image.mm2vox([mm[0], mm[1], mm[2]]);

@@ -1,5 +1,6 @@
 // The layers: what is shown of a case's volumes, and how.
 
+import { rangesOf } from "./images.js";
 import { defaultMap, defaultOpacity, defaultWindow, isSigned, ROLES, windows } from "./looks.js";
 import { recall, remember } from "./store.js";
 
@@ -60,8 +61,7 @@ export function completed(layers, wanted, images) {
 
 /** The window presets of a volume whose image has come. */
 export function windowsOf(volume, image) {
-  const full = [image.global_min, image.global_max];
-  const robust = [image.robust_min, image.robust_max];
+  const { full, robust } = rangesOf(image);
   return windows(volume, robust[1] > robust[0] ? robust : full, full);
 }
 

@@ -92,13 +92,14 @@ const FADES_BELOW = 0.5;
 
 /** What NiiVue's image takes to look so: over others, errors and uncertainties fade out towards zero. */
 export function niivueLook(volume, { opacity, low, high, map }, over) {
-  const look = { opacity, cal_min: low, cal_max: high, colormap: map };
+  // Not `colormap`: setting that one measures the image anew and puts the window back.
+  const look = { opacity, cal_min: low, cal_max: high, _colormap: map };
   if (!over) return look;
-  if (map === "gray") return { ...look, colormap: "ct2mri-gray-over" };
+  if (map === "gray") return { ...look, _colormap: "ct2mri-gray-over" };
   const faded = { ...look, cal_min: high * FADES_BELOW, colormapType: FADED };
   if (map === "ct2mri-signed") {
     const below = { colormapNegative: "ct2mri-below", cal_minNeg: low, cal_maxNeg: low * FADES_BELOW };
-    return { ...faded, ...below, colormap: "ct2mri-above" };
+    return { ...faded, ...below, _colormap: "ct2mri-above" };
   }
   return volume.role === "spread" ? faded : look;
 }
