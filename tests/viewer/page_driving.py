@@ -21,7 +21,13 @@ WAIT_MS = 120_000
 MARKER_RIGHT_MM = 46.0
 """How far the bright ball of `marked_ct` lies to the patient's right."""
 
-FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox", "--disable-dev-shm-usage"]
+FLAGS = [
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu-rasterization",
+]
 """Software WebGL 2, so that a machine without graphics shows the same pixels."""
 
 

@@ -80,9 +80,9 @@ export const OWN_MAPS = {
     A: [255, 255, 0, 255, 255],
     I: [0, 77, 128, 179, 255],
   },
-  // The same over an image, from zero up and from zero down; how it fades towards zero is told apart.
-  "ct2mri-above": { R: [210, 210, 255], G: [60, 60, 200], B: [40, 40, 80], A: [255, 255, 255], I: [0, 102, 255] },
-  "ct2mri-below": { R: [40, 40, 90], G: [100, 100, 200], B: [230, 230, 255], A: [255, 255, 255], I: [0, 102, 255] },
+  // The same over an image, from zero up and from zero down; zero itself is clear.
+  "ct2mri-above": { R: [210, 210, 210, 255], G: [60, 60, 60, 200], B: [40, 40, 40, 80], A: [0, 255, 255, 255], I: [0, 1, 102, 255] },
+  "ct2mri-below": { R: [40, 40, 40, 90], G: [100, 100, 100, 200], B: [230, 230, 230, 255], A: [0, 255, 255, 255], I: [0, 1, 102, 255] },
   // Grey that covers what is under it, dark parts too.
   "ct2mri-gray-over": { R: [0, 255], G: [0, 255], B: [0, 255], A: [255, 255], I: [0, 255] },
 };
