@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ct2mri.errors import RequestError
@@ -172,6 +172,7 @@ def test_known_kinds(suffix):
     assert suffix_of(f"A Name.with.dots{suffix.upper()}") == suffix
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([".nii", ".nii.gz", ".mha", ".nrrd", ".zip"]), st.binary(max_size=700), st.integers(0, 3)
 )
