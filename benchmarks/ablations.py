@@ -35,7 +35,7 @@ from tables import COLUMNS, paired_table
 THREE: tuple[Orientation, ...] = ("axial", "coronal", "sagittal")
 # The published process: noise is predicted, the last timestep is one like any other, L1.
 AS_PUBLISHED = [
-    *("--prediction_type", "epsilon", "--zero_terminal_snr", "false", "--last_timestep_input", "noise"),
+    *("--prediction_type", "epsilon", "--no_zero_terminal_snr", "--last_timestep_input", "noise"),
     *("--last_timestep_share", 0, "--loss", "l1", "--sampler", "renoise", "--num_inference_steps", 10),
 ]
 SHOWN = ("psnr", "ssim", "ms_gmsd", "continuity.axial.ratio", "continuity.axial.uneven")
