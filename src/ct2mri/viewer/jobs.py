@@ -21,7 +21,7 @@ from ct2mri.viewer.library import Library, new_id
 from ct2mri.viewer.models import Models
 from ct2mri.viewer.progress import Progress
 from ct2mri.viewer.records import JobRecord, JobRequest, JobResults, JobState, ModelRecord
-from ct2mri.viewer.worker import Ended, Task, Worker
+from ct2mri.viewer.worker import LOADING, Ended, Task, Worker
 
 MOST_QUEUED = 100
 ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
@@ -273,6 +273,7 @@ class Jobs:
                     return
                 job = self._jobs[self._queue.popleft()]
                 job.record.state, job.record.started = "running", _now()
+                job.record.stage = LOADING  # of torch too, where this is the first job
                 self._save(job.record)
                 self._tell(job.record.id)
             try:
