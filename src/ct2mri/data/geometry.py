@@ -43,8 +43,10 @@ def from_sitk(image: SimpleITK.Image, metadata: dict[str, Any] | None = None) ->
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    array = SimpleITK.GetArrayFromImage(image).astype(np.float32, copy=False).transpose(2, 1, 0)
-    return Volume(np.ascontiguousarray(array), LPS_TO_RAS @ affine, metadata or {})
+    # A view into the image, which is gone after this, copied once into the other order.
+    view = SimpleITK.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    array = np.array(view, dtype=np.float32, order="C")
+    return Volume(array, LPS_TO_RAS @ affine, metadata or {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +150,14 @@ def resample(volume: Volume, grid: Grid, *, interpolation: Interpolation = "line
     to_source = np.linalg.inv(volume.affine) @ grid.affine
     # SimpleITK's B-spline needs four voxels along every axis; repeating the edge is what lies beyond anyway.
     short = [max(0, 4 - n) if interpolation == "bspline" else 0 for n in volume.spatial_shape]
-    array = np.pad(volume.array, [(n, n) for n in short], mode="edge")
+    array = np.pad(volume.array, [(n, n) for n in short], mode="edge") if any(short) else volume.array
     transform = SimpleITK.AffineTransform(3)
     transform.SetMatrix(to_source[:3, :3].ravel().tolist())
     transform.SetTranslation((to_source[:3, 3] + short).tolist())
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    del array
     sampled = SimpleITK.Resample(
-        SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0))),
+        image,
         grid.shape,
         transform,
         _INTERPOLATORS[interpolation],
@@ -163,8 +167,9 @@ def resample(volume: Volume, grid: Grid, *, interpolation: Interpolation = "line
         float(fill),
         SimpleITK.sitkFloat32,
     )
-    array = np.ascontiguousarray(SimpleITK.GetArrayFromImage(sampled).transpose(2, 1, 0))
-    return Volume(array, grid.affine, dict(volume.metadata))
+    del image
+    view = SimpleITK.GetArrayViewFromImage(sampled).transpose(2, 1, 0)
+    return Volume(np.array(view, dtype=np.float32, order="C"), grid.affine, dict(volume.metadata))
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def save_volume(
     path = Path(path)
     require_writable(path)
     suffix = _suffix(path)
-    array: NDArray[Any] = volume.array.astype(dtype)
+    array: NDArray[Any] = volume.array.astype(dtype, copy=False)
     if dtype != "float32" and not np.array_equal(array, volume.array):
         allowed = np.iinfo(dtype)
         raise ValueError(f"{dtype} voxels must be whole numbers from {allowed.min} to {allowed.max}")
