@@ -37,7 +37,8 @@ class Oracle(nn.Module):
         self.timesteps = []
 
     def forward(self, sample, timestep, condition):
-        self.timesteps.append(int(timestep[0]))
+        if not sample.is_meta:  # there it is asked how much memory it needs
+            self.timesteps.append(int(timestep[0]))
         return sample + condition / 2
 
 
@@ -124,7 +125,9 @@ def test_an_oracle_through_the_stage(orientations):
     )
     torch.testing.assert_close(drawn, -source / 2, atol=1e-4, rtol=0)
     assert told[-1][:1] == ("bridge",)
-    assert [step for _, step, _ in told] == list(range(1, told[-1][2] + 1))
+    counts = [step for _, step, _ in told]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == told[-1][2]
 
 
 def test_seed_and_batch_size():

@@ -10,6 +10,7 @@ A case that the main model was trained on is drafted by a fold's model that has 
 of seen cases are better than those of new ones, and a 3D stage that is trained on them learns to copy.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options import DraftOptions
 from ct2mri.processes import group, place
 from ct2mri.stage_files import file_hash
-from ct2mri.stages import SlicesStage, check_sampling
+from ct2mri.stages import Execution, SlicesStage, check_batch_size, check_sampling
 
 RECORD = "draft.json"
 
@@ -41,10 +42,12 @@ def draft(options: DraftOptions) -> None:
             cases that it was trained on.
     """
     device = choose_device(options.device)
+    execution = Execution.of(options.max_memory, options.precision)
+    check_batch_size(options.batch_size)
     dataset = PreparedDataset(options.data)
     run = options.model
     main_model = run / "best"
-    main = SlicesStage.load_stage(main_model, device)
+    main = _load(main_model, device, options, execution)
     trained = Plan.read(run / "plan.json")
     for name in MUST_AGREE:
         if (ours := getattr(dataset.plan, name)) != (theirs := getattr(trained, name)):
@@ -96,7 +99,7 @@ def draft(options: DraftOptions) -> None:
         for case in bar:
             if models[case.case_id] != loaded:
                 loaded = models[case.case_id]
-                stage = SlicesStage.load_stage(loaded, device)
+                stage = _load(loaded, device, options, execution)
             drawn = stage.sample(
                 {"source": torch.from_numpy(np.array(case.source))},
                 SeededNoise(options.seed),
@@ -109,6 +112,9 @@ def draft(options: DraftOptions) -> None:
                     f"{loaded} drew numbers that are not finite for case {case.case_id}; its training went "
                     "wrong: train it again."
                 )
+            for sentence in execution.remarks:
+                tqdm.write(f"{case.case_id}: {sentence}", file=sys.stderr)
+            execution.remarks.clear()
             (case.folder / RECORD).unlink(missing_ok=True)
             case.write_draft(drawn.numpy())
             write_json(case.folder / RECORD, records[case.case_id])
@@ -125,6 +131,13 @@ def draft(options: DraftOptions) -> None:
             else "none by a model that was trained on it."
         )
     )
+
+
+def _load(folder: Path, device: torch.device, options: DraftOptions, execution: Execution) -> SlicesStage:
+    stage = SlicesStage.load_stage(folder, device)
+    stage.execution, stage.batch_size = execution, options.batch_size
+    stage.compile(options.compile)
+    return stage
 
 
 def _models(run: Path, trained: Plan, cases: Sequence[PreparedCase]) -> dict[str, Path]:

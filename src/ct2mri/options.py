@@ -16,6 +16,7 @@ Layout = Literal[
 ]
 Decoding = Literal["plain", "residual"]
 ConditionPart = Literal["draft", "source", "windows"]
+InferencePrecision = Literal["auto", "32", "bf16"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Baseline = Literal["hu-lookup", "mean", "regression", "pix2pix", "latent-diffusion", "bridge"]
 
@@ -296,7 +297,30 @@ class TrainBaselineOptions(TrainOptions, UNetOptions):
 
 
 @dataclass(kw_only=True)
-class DraftOptions:
+class ComputeOptions:
+    """Where and how stages compute: shared by `translate` and `draft`."""
+
+    device: str = argument("auto, cpu, cuda or mps", "auto")
+    max_memory: str | None = argument(
+        "memory of the device that may be taken, e.g. 8GiB (on a CPU, by the whole process); default: what "
+        "is free. Slices go in smaller batches and volumes in tiles or windows where need be",
+        None,
+    )
+    precision: InferencePrecision = argument(
+        "`bf16` is less exact and, where the hardware has it, faster; `auto` takes it on CUDA devices alone",
+        "auto",
+    )
+    batch_size: int | None = argument(
+        "slices that go through the network together, at most; default: as many as are of use and fit", None
+    )
+    compile: bool = argument(
+        "compile the networks (torch.compile): minutes once, kept between runs, then less time a volume",
+        False,
+    )
+
+
+@dataclass(kw_only=True)
+class DraftOptions(ComputeOptions):
     """Draw the 2D model's target volumes for every case of a data set: the input of the 3D stage."""
 
     data: Path = argument("a prepared data set")
@@ -304,7 +328,6 @@ class DraftOptions:
     steps: int | None = argument("sampling steps; default: the model's own", None)
     sampler: Sampler | None = argument("sampler; default: the model's own", None)
     seed: int = argument("seed of the noise", 0)
-    device: str = argument("auto, cpu, cuda or mps", "auto")
     allow_seen: bool = argument(
         "let the main model draft cases it was trained on, where there are no folds", False
     )
@@ -327,7 +350,7 @@ class ExportOptions:
 
 
 @dataclass(kw_only=True)
-class TranslateOptions:
+class TranslateOptions(ComputeOptions):
     """Translate a CT, a folder of CTs, or the held-out cases of a data set into MR volumes."""
 
     input: Path | None = argument("a CT file, a DICOM folder, or a folder of CTs", None, positional=True)
@@ -342,8 +365,6 @@ class TranslateOptions:
     seed: int = argument("seed of the noise", 0)
     samples: int = argument("samples to average", 1)
     uncertainty: Path | None = argument("file for the spread over the samples", None)
-    device: str = argument("auto, cpu, cuda or mps", "auto")
-    batch_size: int = argument("slices that go through the network together", 16)
     format: Literal["auto", "nifti", "dicom"] = argument(
         "what to write: `dicom` a series in the folder -o; `auto` by the suffix of -o, NIfTI into folders",
         "auto",

@@ -10,7 +10,6 @@ A pipeline folder is all that is needed to translate:
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ct2mri import __version__
 from ct2mri.data.plan import Plan, Split, prepare_source, restore_to_input
@@ -33,27 +33,12 @@ from ct2mri.files import atomic_folder, atomic_path, write_json
 from ct2mri.hub import resolve_pretrained
 from ct2mri.marking import safety_sentence, units
 from ct2mri.model_card import model_card
-from ct2mri.options import Sampler
+from ct2mri.options import InferencePrecision, Sampler
+from ct2mri.pipeline_facts import FACTS, FORMAT_VERSION, read_facts
+from ct2mri.room import room_for
+from ct2mri.samples import RunningMean, Samples
 from ct2mri.stage_files import weights_hash
-from ct2mri.stages import Condition, OnStep, Stage, load_stage
-
-FORMAT_VERSION = 1
-FACTS = "pipeline.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """What the stages drew, in the networks' units: float32 (i, j, k) on the working grid.
-
-    Attributes:
-        mean: over the samples, in [−1, 1].
-        draft: mean of what the last stage refined; None with a single stage.
-        spread: standard deviation over the samples; None with a single sample.
-    """
-
-    mean: NDArray[np.float32]
-    draft: NDArray[np.float32] | None
-    spread: NDArray[np.float32] | None
+from ct2mri.stages import Condition, Execution, OnStep, Stage, check_batch_size, load_stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +87,7 @@ class TranslationPipeline:
         self.plan = plan
         self.stages = list(stages)
         self.card = {"name": "unnamed", **(card or {})}
+        self._share(Execution(precision="auto"))
 
     @property
     def name(self) -> str:
@@ -121,9 +107,52 @@ class TranslationPipeline:
             stage.to(chosen)
         return self
 
+    def _share(self, execution: Execution) -> None:
+        """Have the stages compute in one way."""
+        self.execution = execution
+        for stage in self.stages:
+            stage.execution = execution
+
+    def compute_with(
+        self,
+        *,
+        max_memory: str | int | None = None,
+        precision: InferencePrecision = "auto",
+        batch_size: int | None = None,
+        compile: bool = False,
+    ) -> Self:
+        """Say how to compute from now on.
+
+        Args:
+            max_memory: in words (`8GiB`) or bytes, at most so much of the memory of the device that computes;
+                on a CPU, of what the process holds in all. None: what is free.
+            precision: `32`; `bf16`, less exact and on newer hardware faster; `auto`: bf16 on CUDA devices
+                that have it, else 32.
+            batch_size: slices that go through a network together, at most; None: as many as are of use.
+            compile: compile the networks (torch.compile): the first volume of a size takes minutes more, all
+                further ones less time.
+
+        Raises:
+            RequestError: a value is not allowed.
+        """
+        check_batch_size(batch_size)
+        self._share(Execution.of(max_memory, precision))
+        for stage in self.stages:
+            stage.batch_size = batch_size
+            stage.compile(compile)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        weights: dict[str, Tensor] = self.stages[0].networks[0].state_dict()
+        return next(iter(weights.values())).device
+
     def with_plan(self, plan: Plan) -> "TranslationPipeline":
-        """The same stages with another plan."""
-        return TranslationPipeline(plan, self.stages, self.card)
+        """The same stages with another plan, which compute as they did."""
+        other = TranslationPipeline(plan, self.stages, self.card)
+        other._share(self.execution)
+        return other
 
     # --- use ---------------------------------------------------------------------------------------------
 
@@ -180,37 +209,41 @@ class TranslationPipeline:
         from ct2mri.data.plausibility import require_finite, require_source, source_warnings
 
         self.check(num_inference_steps=num_inference_steps, sampler=sampler, samples=samples)
-        require_source(source, self.plan)
-        if mask is not None:
-            require_finite(mask)
-        prepared = prepare_source(source, self.plan, mask)
-        drawn = self.sample(
-            prepared.array,
-            mask=prepared.mask,
-            num_inference_steps=num_inference_steps,
-            sampler=sampler,
-            seed=seed,
-            samples=samples,
-            on_step=on_step,
-        )
-        body = restore_to_input(prepared.mask.astype(np.float32), prepared.grid, source, 0).array > 0.5
+        with room_for(source, self.plan, self.execution, self.device):
+            require_source(source, self.plan)
+            if mask is not None:
+                require_finite(mask)
+            prepared = prepare_source(source, self.plan, mask)
+            drawn = self.sample(
+                prepared.array,
+                mask=prepared.mask,
+                num_inference_steps=num_inference_steps,
+                sampler=sampler,
+                seed=seed,
+                samples=samples,
+                on_step=on_step,
+            )
+            body, grid = prepared.mask, prepared.grid
+            del prepared  # its windows are large, and not needed any more
+            outside = restore_to_input(body.astype(np.float32), grid, source, 0).array <= 0.5
 
-        air = self.plan.target_fill
+            def restored(array: NDArray[np.float32], fill: float = self.plan.target_fill) -> Volume:
+                volume = restore_to_input(array, grid, source, fill)
+                volume.array[outside] = fill
+                return volume
 
-        def restored(array: NDArray[np.float32], fill: float = air) -> Volume:
-            volume = restore_to_input(array, prepared.grid, source, fill)
-            return volume.with_array(np.where(body, volume.array, np.float32(fill)))
-
-        return TranslationResult(
-            volume=restored(to_target_units(drawn.mean, self.plan)),
-            draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
-            spread=None if drawn.spread is None else restored(to_target_spread(drawn.spread, self.plan), 0),
-            warnings=[
-                *source.metadata.get("warnings", []),
-                *source_warnings(source, self.plan, mask),
-                *self.standing_warnings(drawn),
-            ],
-        )
+            return TranslationResult(
+                volume=restored(to_target_units(drawn.mean, self.plan)),
+                draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
+                spread=None
+                if drawn.spread is None
+                else restored(to_target_spread(drawn.spread, self.plan), 0),
+                warnings=[
+                    *source.metadata.get("warnings", []),
+                    *source_warnings(source, self.plan, mask),
+                    *self.standing_warnings(drawn),
+                ],
+            )
 
     def check(
         self, *, num_inference_steps: int | None = None, sampler: Sampler | None = None, samples: int = 1
@@ -235,15 +268,19 @@ class TranslationPipeline:
 
         `mask` is the body, (i, j, k), for stages that ask where it lies; the rest as in `translate`.
         """
-        means: list[NDArray[np.float64]] = [np.zeros(source.shape[1:]) for _ in self.stages]
-        squares = np.zeros(source.shape[1:])
+        self.execution.remarks.clear()
+        means = [RunningMean() for _ in self.stages]
         for number in range(samples):
             noise = SeededNoise(seed + number)
-            condition: Condition = {"source": torch.from_numpy(np.array(source, dtype=np.float32))}
-            if mask is not None:
-                condition = {**condition, "body": torch.from_numpy(np.array(mask, dtype=np.float32))[None]}
+            # Copied only where it is a file's own memory, as of a prepared case.
+            condition: Condition = {"source": torch.from_numpy(np.require(source, np.float32, "W"))}
+            body = None if mask is None else torch.from_numpy(np.require(mask, np.bool_, "W"))[None]
+            if body is not None:
+                condition = {**condition, "body": body}
             for order, stage in enumerate(self.stages):
                 last = order == len(self.stages) - 1
+                if last and body is not None:  # results are air outside the body, whatever is drawn there
+                    condition = {**condition, "wanted": body}
                 drawn = stage.sample(
                     condition,
                     noise,
@@ -258,20 +295,17 @@ class TranslationPipeline:
                         f"The {stage.kind} stage of {self.name} drew numbers that are not finite; "
                         "its weights are damaged, or training went wrong: use another model."
                     )
-                # Welford's running mean; after the last stage also the running sum of squared deviations.
-                before = array - means[order]
-                means[order] += before / (number + 1)
-                if last:
-                    squares += before * (array - means[order])
+                means[order].add(array, spread=last and samples > 1)
         return Samples(
-            mean=means[-1].astype(np.float32),
-            draft=means[-2].astype(np.float32) if len(means) > 1 else None,
-            spread=np.sqrt(squares / (samples - 1)).astype(np.float32) if samples > 1 else None,
+            mean=means[-1].mean(),
+            draft=means[-2].mean() if len(means) > 1 else None,
+            spread=means[-1].spread() if samples > 1 else None,
+            remarks=list(self.execution.remarks),
         )
 
     def standing_warnings(self, drawn: Samples) -> list[str]:
         """What is to be known of a result, whatever the source: a sentence each."""
-        found = [f"Assumed: {assumption}" for assumption in self.plan.assumptions]
+        found = [*(f"Assumed: {assumption}" for assumption in self.plan.assumptions), *drawn.remarks]
         if drawn.spread is not None and not drawn.spread.any():
             found.append(
                 "All samples are alike, since nothing in them was left to chance: one step gives a network's "
@@ -295,7 +329,7 @@ class TranslationPipeline:
         """
         chosen = choose_device(device)
         folder = resolve_pretrained(name_or_folder)
-        facts = _read_facts(folder)
+        facts = read_facts(folder)
         plan = Plan.read(folder / "plan.json")
         stages = [load_stage(folder / kind, chosen, kind=kind) for kind in facts["stages"]]
         return cls(plan, stages, {**facts["card"], "name": facts["name"]})
@@ -335,36 +369,6 @@ class TranslationPipeline:
         with atomic_path(folder / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         write_json(folder / FACTS, facts)
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version = int(facts["format_version"])
-        if version > FORMAT_VERSION:
-            raise RequestError(
-                f"{path} has format_version {version}, this program reads up to {FORMAT_VERSION}; "
-                "update ct2mri."
-            )
-        if not isinstance(facts["stages"], list) or not isinstance(facts["card"], dict):
-            raise TypeError("stages is a list, card an object")
-        if not all(isinstance(kind, str) and kind.isidentifier() for kind in facts["stages"]):
-            raise TypeError("stages are names")
-        facts["name"] = str(facts["name"])
-    except FileNotFoundError as error:
-        hint = (
-            "this is the run of one stage, and `ct2mri export` makes a model of it"
-            if (folder / "run.json").is_file()
-            else "give a folder that `ct2mri export` wrote, or copy it again"
-        )
-        raise RequestError(f"{folder} is no model folder, since it holds no {FACTS}; {hint}.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"{path} is damaged ({error!r}); copy or export the model again.") from error
-    result: dict[str, Any] = facts
-    return result
 
 
 def starter_folder() -> Path:

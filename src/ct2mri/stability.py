@@ -36,7 +36,8 @@ from ct2mri.evaluation.statistics import SETTINGS as STATISTICS
 from ct2mri.evaluation.statistics import summarise_patients
 from ct2mri.files import atomic_path, write_json
 from ct2mri.options import StabilityOptions
-from ct2mri.pipeline import FACTS, TranslationPipeline, starter_folder
+from ct2mri.pipeline import TranslationPipeline, starter_folder
+from ct2mri.pipeline_facts import FACTS
 
 
 def stability(options: StabilityOptions) -> None:

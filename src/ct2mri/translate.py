@@ -29,7 +29,8 @@ from ct2mri.pipeline import (
     to_target_spread,
     to_target_units,
 )
-from ct2mri.stages import OnStep, check_batch_size
+from ct2mri.processes import place
+from ct2mri.stages import Execution, OnStep, check_batch_size
 from ct2mri.translation_cohort import Share, do_all, share_of
 from ct2mri.translation_jobs import Job, do_job, settings_of, sidecar_of
 
@@ -52,6 +53,7 @@ def translate(options: TranslateOptions) -> None:
         )
     _check_format(options)
     check_batch_size(options.batch_size)
+    Execution.of(options.max_memory, options.precision)
     share = share_of(options)
     if options.data is not None:
         _translate_dataset(options, options.data, share)
@@ -264,8 +266,13 @@ def load_pipeline(options: TranslateOptions) -> TranslationPipeline:
         pipeline = pipeline.with_plan(Plan.read(options.plan))
     if options.format == "dicom":
         dicom_modality(pipeline.plan)
-    for stage in pipeline.stages:
-        stage.batch_size = options.batch_size
+    pipeline.compute_with(
+        max_memory=options.max_memory,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        compile=options.compile,
+    )
+    pipeline.execution.sharers = max(options.processes, place().local_world_size)
     pipeline.check(num_inference_steps=options.steps, sampler=options.sampler, samples=options.samples)
     return pipeline
 

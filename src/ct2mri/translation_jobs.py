@@ -166,6 +166,7 @@ def do_job(
         **settings,
         **(dicom_facts(result.volume, job.plan, job.anonymize) if job.dicom else {}),
         "uncertainty": None if job.uncertainty is None else job.uncertainty.name,
+        "computed": pipeline.execution.facts(pipeline.device),
         "warnings": result.warnings,
         "ct2mri": __version__,
     }

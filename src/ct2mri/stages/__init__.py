@@ -13,6 +13,7 @@ from ct2mri.errors import RequestError
 from ct2mri.stage_files import stage_kind
 from ct2mri.stages.bridge import BridgeStage
 from ct2mri.stages.common import Condition, OnStep, Stage, check_batch_size, check_sampling
+from ct2mri.stages.execution import Execution
 from ct2mri.stages.latents import LatentsStage, load_vqvae, save_vqvae
 from ct2mri.stages.lookup import LookupStage
 from ct2mri.stages.mean import MeanStage, body_box, kind_of_volume
@@ -43,6 +44,7 @@ __all__ = [
     "STAGES",
     "BridgeStage",
     "Condition",
+    "Execution",
     "LatentsStage",
     "LookupStage",
     "MeanStage",

@@ -25,7 +25,8 @@ class BridgeStage(SliceBySlice):
         bridge: the bridge that it was trained for.
         num_inference_steps: used unless others are asked for.
         orientations: of the slices; the volumes drawn in several are averaged.
-        batch_size: slices that go through the network together.
+        batch_size: slices that go through the network together, at most; None: as many as are of use. Fewer
+            where memory does not suffice.
 
     Raises:
         RequestError: a setting is not allowed.
@@ -40,7 +41,7 @@ class BridgeStage(SliceBySlice):
         *,
         num_inference_steps: int,
         orientations: Sequence[Orientation] = ("axial",),
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(network, orientations=orientations, batch_size=batch_size)
         check_bridge_steps(num_inference_steps, bridge)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -13,12 +14,15 @@ from ct2mri.errors import RequestError
 from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options import Sampler
 from ct2mri.stage_files import Kind
+from ct2mri.stages.execution import Execution
 
 AIR = -1.0
+_MOST_SIZES = 1000
 
-Condition = Mapping[Literal["source", "body", "draft"], Tensor]
+Condition = Mapping[Literal["source", "body", "draft", "wanted"], Tensor]
 """Volumes to draw from: `source` (windows, i, j, k), where it is known `body` (1, i, j, k), 1 inside, and
-after the first stage `draft` (1, i, j, k)."""
+after the first stage `draft` (1, i, j, k); and `wanted` (1, i, j, k), above 0 where the result is looked at:
+what is drawn elsewhere does not matter. Without `wanted`, all of it does."""
 OnStep = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all) after each step; raising in it stops the sampling."""
 
@@ -31,14 +35,23 @@ class Stage(ABC):
         noise: the diffusion process that its network was trained for; None where there is none.
         sampler: used unless another is asked for; None where there is no choice.
         num_inference_steps: used unless others are asked for.
-        batch_size: slices that go through the network together, in a stage that draws slice by slice.
+        batch_size: slices that go through the network together, at most, in a stage that draws slice by
+            slice; None: as many as are of use.
+        compiled: whether its networks are compiled when they are first used.
+        execution: within how much memory and in which precision to compute.
     """
 
     kind: Kind
     noise: NoiseSettings | None = None
     sampler: Sampler | None = None
     num_inference_steps: int = 1
-    batch_size: int = 16
+    batch_size: int | None = None
+    compiled: bool = False
+
+    @cached_property
+    def execution(self) -> Execution:
+        """Its own, with what memory is free and in float32, until a pipeline gives it another."""
+        return Execution()
 
     @property
     @abstractmethod
@@ -54,6 +67,26 @@ class Stage(ABC):
         for network in self.networks:
             network.to(device)
         return self
+
+    @property
+    def worth_compiling(self) -> list[nn.Module]:
+        """The modules that compute most, each called as one."""
+        return []
+
+    def compile(self, wanted: bool) -> None:
+        """Have what computes most compiled when it is first used, each module as one graph, or not.
+
+        Once for each size: with sizes left open, the graph depends on which of them are odd on each level,
+        and Inductor (torch 2.13) fails on that.
+        """
+        self.compiled = wanted
+        for module in self.worth_compiling:
+            if wanted:
+                module.compile(fullgraph=True, dynamic=False)
+            else:
+                module._compiled_call_impl = None
+        if wanted:  # beyond this many sizes in one process PyTorch gives up
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SIZES)
 
     @abstractmethod
     def check_plan(self, channels: int, drafted: bool) -> None:
@@ -145,9 +178,9 @@ def millions(network: nn.Module) -> float:
     return sum(parameter.numel() for parameter in network.parameters()) / 1e6
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise RequestError unless a batch holds at least one item."""
-    if batch_size < 1:
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise RequestError unless a batch holds at least one item, or nobody asked for a size."""
+    if batch_size is not None and batch_size < 1:
         raise RequestError(f"--batch_size is at least 1, got {batch_size}.")
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.models.footprint import network_bytes
 from ct2mri.models.layers import space_to_depth
 from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options import ConditionPart, Decoding, Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network, weights_hash
+from ct2mri.stages.coding import Place, decode, encode
 from ct2mri.stages.common import (
     AIR,
     Condition,
@@ -23,6 +25,9 @@ from ct2mri.stages.common import (
     check_sampling,
     prepare_network,
 )
+from ct2mri.stages.execution import Portion
+from ct2mri.stages.tiling import Tiling
+from ct2mri.stages.windows import Windowed, windowings
 
 
 class LatentsStage(DiffusionStage):
@@ -116,6 +121,11 @@ class LatentsStage(DiffusionStage):
         """The U-Net and the VQ-VAE."""
         return [self.network, self.vqvae]
 
+    @property
+    def worth_compiling(self) -> list[nn.Module]:
+        """The U-Net; the VQ-VAE's tiles are of many sizes, and its convolutions are as fast without."""
+        return [self.network]
+
     def check_plan(self, channels: int, drafted: bool) -> None:
         """Raise RequestError if the stage refines drafts and no stage draws them, or knows other windows."""
         if "draft" in self.condition and not drafted:
@@ -131,7 +141,7 @@ class LatentsStage(DiffusionStage):
 
     @torch.inference_mode()
     def encode_standardised(self, volume: Tensor) -> Tensor:
-        """Standardised latents of a volume.
+        """Standardised latents of a volume, encoded in tiles where it does not fit into memory whole.
 
         Args:
             volume: (1, i, j, k) in [−1, 1].
@@ -139,7 +149,7 @@ class LatentsStage(DiffusionStage):
         Returns:
             (latent channels, *latent), on the networks' device.
         """
-        latents = self.vqvae.encode(volume[None].to(prepare_network(self.vqvae)))[0]
+        latents = encode(self.vqvae, volume, self.execution)
         return (latents - _per_channel(self.latents_mean, latents)) / _per_channel(self.latents_std, latents)
 
     @torch.inference_mode()
@@ -158,9 +168,7 @@ class LatentsStage(DiffusionStage):
     @torch.inference_mode()
     def decode_standardised(self, latents: Tensor, spatial_shape: Sequence[int]) -> Tensor:
         """The volume (1, *spatial_shape) in [−1, 1] of standardised latents, which are quantised first."""
-        prepare_network(self.vqvae)
-        latents = latents * _per_channel(self.latents_std, latents) + _per_channel(self.latents_mean, latents)
-        return self.vqvae.decode(self.vqvae.quantize(latents[None]), spatial_shape)[0]
+        return decode(self.vqvae, [self._scaled(latents)], spatial_shape, self.execution)
 
     @torch.inference_mode()
     def residual(self, latents: Tensor, encoded: Tensor, spatial_shape: Sequence[int]) -> Tensor:
@@ -172,12 +180,12 @@ class LatentsStage(DiffusionStage):
             spatial_shape: of the volume.
 
         Returns:
-            (1, *spatial_shape), on the networks' device.
+            (1, *spatial_shape), on the CPU.
         """
-        channels = self.vqvae.embedding_dim
-        first = channels * self.encoded.index("draft")
-        unrefined = self.decode_standardised(encoded[first : first + channels], spatial_shape)
-        return self.decode_standardised(latents, spatial_shape) - unrefined
+        both = [self._scaled(latents), self._scaled(self._encoded_draft(encoded))]
+        return decode(
+            self.vqvae, both, spatial_shape, self.execution, lambda images, _: images[0] - images[1]
+        )
 
     @torch.inference_mode()
     def finish(self, latents: Tensor, encoded: Tensor, condition: Condition) -> Tensor:
@@ -192,10 +200,26 @@ class LatentsStage(DiffusionStage):
             (1, i, j, k) in [−1, 1] on the CPU.
         """
         spatial_shape = condition["source"].shape[1:]
+        wanted = condition.get("wanted")
+        ours = self._scaled(latents)
         if self.decoding == "plain":
-            return self.decode_standardised(latents, spatial_shape).clamp(-1, 1).cpu()
-        change = self.residual(latents, encoded, spatial_shape)
-        return (condition["draft"].to(change) + self.residual_gain * change).clamp(-1, 1).cpu()
+            return decode(self.vqvae, [ours], spatial_shape, self.execution, wanted=wanted).clamp_(-1, 1)
+
+        def refined(images: list[Tensor], place: Place) -> Tensor:
+            change = images[0] - images[1]
+            return condition["draft"][place].to(change) + self.residual_gain * change
+
+        both = [ours, self._scaled(self._encoded_draft(encoded))]
+        return decode(self.vqvae, both, spatial_shape, self.execution, refined, wanted).clamp_(-1, 1)
+
+    def _encoded_draft(self, encoded: Tensor) -> Tensor:
+        channels = self.vqvae.embedding_dim
+        first = channels * self.encoded.index("draft")
+        return encoded[first : first + channels]
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """The latents that the VQ-VAE knows, of standardised ones."""
+        return latents * _per_channel(self.latents_std, latents) + _per_channel(self.latents_mean, latents)
 
     @torch.inference_mode()
     def sample(
@@ -231,17 +255,48 @@ class LatentsStage(DiffusionStage):
         device = prepare_network(self.network)
         encoded = self.encode_condition(condition)
         shape = (1, self.vqvae.embedding_dim, *encoded.shape[1:])
-        latents = sample(
-            self.network,
-            encoded[None],
-            noise(shape, stage=self.kind).to(device),
-            self.noise,
-            sampler=sampler,
-            num_inference_steps=steps,
-            step_noise=lambda step: noise(shape, stage="latents", step=step),
-            on_step=None if on_step is None else lambda step, of: on_step(self.kind, step, of),
+        start = noise(shape, stage=self.kind).to(device)
+
+        def denoise(windows: Tiling) -> Tensor:
+            network = self.network if windows.is_whole else Windowed(self.network, windows)
+            with self.execution.autocast(device):
+                return sample(
+                    network,
+                    encoded[None],
+                    start,
+                    self.noise,
+                    sampler=sampler,
+                    num_inference_steps=steps,
+                    step_noise=lambda step: noise(shape, stage="latents", step=step),
+                    on_step=None if on_step is None else lambda step, of: on_step(self.kind, step, of),
+                )
+
+        latents, windows = self.execution.within(
+            device,
+            f"the {self.kind} stage",
+            self._windowings(encoded.shape[1:]),
+            lambda windows: (denoise(windows), windows),
         )
+        if not windows.is_whole:
+            self.execution.remark(
+                f"The {self.kind} stage did not fit into memory whole and looked at the volume through "
+                f"{' × '.join(map(str, windows.parts))} overlapping windows, blended at every step: its "
+                "result differs a little from that of the whole; give it more memory (--max_memory) for that."
+            )
         return self.finish(latents[0], encoded, condition)
+
+    def _windowings(self, shape: Sequence[int]) -> list[Portion[Tiling]]:
+        """Ways to run the network on latents of a shape."""
+        channels = self.network.sample_channels, self.network.condition_channels
+        each = network_bytes(self.network, *channels, len(shape))
+        return [
+            Portion(
+                tiling,
+                tiling.largest * each,
+                "the whole volume" if tiling.is_whole else f"{' × '.join(map(str, tiling.parts))} windows",
+            )
+            for tiling in windowings(shape)
+        ]
 
     def save_stage(self, folder: str | Path) -> None:
         """Write the stage into a folder of its own; the VQ-VAE goes beside it, with `save_vqvae`."""

@@ -1,17 +1,20 @@
 """Stages that draw a volume slice by slice; among them the 2D stage."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ct2mri.data.cases import SLICE_AXIS, Orientation
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import ScalableUNet
+from ct2mri.models.footprint import network_bytes
 from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options import Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network
@@ -26,6 +29,12 @@ from ct2mri.stages.common import (
     check_sampling,
     prepare_network,
 )
+from ct2mri.stages.execution import Portion
+
+# Slices a batch: more do not make better use of a device. On a CPU, so many pixels that the widest features
+# stay near the size of its caches; batches of 16 slices take a third more time there (docs/performance.md).
+_SLICES = 32
+_CPU_PIXELS = 80_000
 
 
 class SliceBySlice(Stage):
@@ -34,14 +43,15 @@ class SliceBySlice(Stage):
     Args:
         network: 2D, one sample channel, one condition channel a source window.
         orientations: of the slices; the volumes drawn in several are averaged.
-        batch_size: slices that go through the network together.
+        batch_size: slices that go through the network together, at most; None: as many as are of use. Fewer
+            where memory does not suffice.
 
     Raises:
         RequestError: a setting is not allowed.
     """
 
     def __init__(
-        self, network: ScalableUNet, *, orientations: Sequence[Orientation], batch_size: int
+        self, network: ScalableUNet, *, orientations: Sequence[Orientation], batch_size: int | None
     ) -> None:
         check_names(f"orientations of a {self.kind} stage", orientations, SLICE_AXIS)
         check_batch_size(batch_size)
@@ -51,6 +61,11 @@ class SliceBySlice(Stage):
 
     @property
     def networks(self) -> list[PretrainedModel]:
+        """The U-Net."""
+        return [self.network]
+
+    @property
+    def worth_compiling(self) -> list[nn.Module]:
         """The U-Net."""
         return [self.network]
 
@@ -75,14 +90,18 @@ class SliceBySlice(Stage):
         """Draw a volume.
 
         Args:
-            condition: of its volumes, the source.
+            condition: of its volumes, the source; and what of the result is wanted.
             noise: one volume of it is drawn and sliced, so that a result does not depend on the batches.
             on_step: told of progress.
             sampler: instead of the stage's own.
             num_inference_steps: instead of the stage's own.
 
         Returns:
-            (1, i, j, k) in [−1, 1] on the CPU; −1 in slices whose condition is empty.
+            (1, i, j, k) in [−1, 1] on the CPU; −1 in slices whose condition is empty, and in those of which
+            nothing is wanted.
+
+        Raises:
+            RequestError: the source has other windows, or not even one slice fits into memory.
         """
         sampler, steps = self.chosen(sampler, num_inference_steps)
         source = condition["source"]
@@ -92,42 +111,98 @@ class SliceBySlice(Stage):
                 f"got {len(source)}; use the plan that it was trained with."
             )
         shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
-        start = noise((1, *shape), stage=self.kind)
         orientations = self._orientations_for(shape)
+        shown = {orientation: _shown_slices(condition, orientation) for orientation in orientations}
+        progress = _Progress(on_step, self.kind, steps * sum(len(indices) for indices in shown.values()))
 
-        batches: list[tuple[Orientation, Tensor]] = []
-        for orientation in orientations:
-            # A slice that holds only the lowest value of every window shows nothing to draw from.
-            shown = _slices_first(source, orientation).flatten(1).amax(dim=1) > AIR
-            batches += [
-                (orientation, indices) for indices in torch.split(shown.nonzero().flatten(), self.batch_size)
-            ]
-        batches = [(orientation, indices) for orientation, indices in batches if len(indices)]
-
-        drawn = {orientation: torch.full((1, *shape), AIR) for orientation in orientations}
         device = prepare_network(self.network)
-        for number, (orientation, indices) in enumerate(batches):
-            # Fresh noise is drawn slice by slice: a whole volume of it at every step would have to be kept
-            # from batch to batch.
-            names = [f"slices/{orientation}/{index}" for index in indices.tolist()]
-            first = _slices_first(start, orientation)[indices]
+        with torch.inference_mode(False):  # weights that can be trained again afterwards
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        start = noise((1, *shape), stage=self.kind)
+        if self._fit_on(device, source, start):  # copied once, and not batch by batch
+            source, start = source.to(device), start.to(device)
+        total: Tensor | None = None
+        for orientation in orientations:
+            drawn = torch.full((1, *shape), AIR, device=source.device)
+            with self.execution.autocast(device):
+                self._draw_slices(
+                    orientation, shown[orientation], source, start, drawn, noise, sampler, steps, progress
+                )
+            total = drawn if total is None else total.add_(drawn)
+        assert total is not None
+        return total.div_(len(orientations)).clamp_(-1, 1).cpu()
 
-            def step_noise(step: int, names: list[str] = names, like: Tensor = first) -> Tensor:
-                return torch.stack([noise(tuple(like.shape[1:]), stage=name, step=step) for name in names])
+    def _draw_slices(
+        self,
+        orientation: Orientation,
+        shown: Tensor,
+        source: Tensor,
+        start: Tensor,
+        drawn: Tensor,
+        noise: SeededNoise,
+        sampler: Sampler | None,
+        steps: int,
+        progress: "_Progress",
+    ) -> None:
+        """Draw the slices whose numbers are in `shown` into `drawn`, batch by batch."""
+        device = next(self.network.parameters()).device
+        done = 0
 
-            def tell(step: int, of: int, number: int = number) -> None:
-                if on_step is not None:
-                    on_step(self.kind, number * of + step, len(batches) * of)
+        def draw_from_here(batch_size: int) -> None:
+            nonlocal done
+            while done < len(shown):
+                indices = shown[done : done + batch_size]
+                count = len(indices)
+                if self.compiled:  # one graph will do for all batches of a size if all are full
+                    indices = torch.cat([indices, indices[-1:].expand(batch_size - count)])
+                # Fresh noise is drawn slice by slice: a whole volume of it at every step would have to be
+                # kept from batch to batch.
+                names = [f"slices/{orientation}/{index}" for index in indices.tolist()]
+                indices = indices.to(source.device)
+                first = _slices_first(start, orientation)[indices].to(device)
 
-            _slices_first(drawn[orientation], orientation)[indices] = self.draw(
-                _slices_first(source, orientation)[indices].to(device),
-                first.to(device),
-                step_noise,
-                sampler,
-                steps,
-                tell,
-            ).cpu()
-        return (sum(drawn.values(), torch.zeros(1, *shape)) / len(drawn)).clamp(-1, 1)
+                def step_noise(step: int, names: list[str] = names, like: Tensor = first) -> Tensor:
+                    return torch.stack(
+                        [noise(tuple(like.shape[1:]), stage=name, step=step) for name in names]
+                    )
+
+                _slices_first(drawn, orientation)[indices] = self.draw(
+                    _slices_first(source, orientation)[indices]
+                    .to(device)
+                    .contiguous(memory_format=torch.channels_last),
+                    first,
+                    step_noise,
+                    sampler,
+                    steps,
+                    partial(progress.tell, count),
+                ).to(drawn.device)
+                progress.advance(count * steps)
+                done += count
+
+        if len(shown):
+            size = [n for axis, n in enumerate(source.shape[1:]) if axis != SLICE_AXIS[orientation]]
+            self.execution.within(
+                device, f"the {self.kind} stage", self._batches(size, device), draw_from_here
+            )
+
+    def _batches(self, size: Sequence[int], device: torch.device) -> list[Portion[int]]:
+        """Batch sizes for slices of a size, from the most wanted on: more slices are no faster."""
+        each = math.prod(size) * network_bytes(self.network, 1, self.network.condition_channels, len(size))
+        wanted = self.batch_size
+        if wanted is None:
+            wanted = _SLICES
+            if device.type == "cpu":
+                wanted = max(1, min(wanted, round(_CPU_PIXELS / math.prod(size))))
+        shape = "×".join(map(str, size))
+        return [
+            Portion(n, n * each, f"{n} slice{'s' * (n > 1)} of {shape} at a time")
+            for n in range(wanted, 0, -1)
+        ]
+
+    def _fit_on(self, device: torch.device, *volumes: Tensor) -> bool:
+        """Whether volumes and results take little of the device's free memory."""
+        size = sum(volume.nbytes for volume in volumes) + 2 * volumes[-1].nbytes
+        return device.type != "cpu" and 4 * size < self.execution.room(device)
 
     @abstractmethod
     def draw(
@@ -175,7 +250,8 @@ class SlicesStage(SliceBySlice, DiffusionStage):
         sampler: used unless another is asked for.
         num_inference_steps: used unless others are asked for.
         orientations: of the slices; the volumes drawn in several are averaged.
-        batch_size: slices that go through the network together.
+        batch_size: slices that go through the network together, at most; None: as many as are of use. Fewer
+            where memory does not suffice.
 
     Raises:
         RequestError: a setting is not allowed.
@@ -192,7 +268,7 @@ class SlicesStage(SliceBySlice, DiffusionStage):
         sampler: Sampler,
         num_inference_steps: int,
         orientations: Sequence[Orientation] = ("axial",),
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(network, orientations=orientations, batch_size=batch_size)
         check_sampling(sampler, num_inference_steps, noise)
@@ -249,6 +325,37 @@ class SlicesStage(SliceBySlice, DiffusionStage):
                 num_inference_steps=facts["num_inference_steps"],
                 orientations=tuple(facts["orientations"]),
             )
+
+
+class _Progress:
+    """Counts steps, each of one slice, over all batches."""
+
+    def __init__(self, on_step: OnStep | None, stage: str, total: int) -> None:
+        self.on_step = on_step
+        self.stage = stage
+        self.total = total
+        self.before = 0
+
+    def tell(self, slices: int, step: int, total: int) -> None:
+        """Tell that a batch of so many slices has taken `step` of its `total` steps."""
+        if self.on_step is not None:
+            self.on_step(self.stage, self.before + slices * step, self.total)
+
+    def advance(self, steps: int) -> None:
+        """A batch is done."""
+        self.before += steps
+
+
+def _shown_slices(condition: Condition, orientation: Orientation) -> Tensor:
+    """Numbers of the slices that are worth drawing: (n,), int64.
+
+    A slice that holds only the lowest value of every window shows nothing to draw from; and of the result
+    only what is wanted is looked at.
+    """
+    shown = _slices_first(condition["source"], orientation).amax(dim=(1, 2, 3)) > AIR
+    if "wanted" in condition:
+        shown &= _slices_first(condition["wanted"], orientation).amax(dim=(1, 2, 3)) > 0
+    return shown.nonzero().flatten()
 
 
 def _slices_first(volume: Tensor, orientation: Orientation) -> Tensor:
