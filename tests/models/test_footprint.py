@@ -95,4 +95,4 @@ with torch.inference_mode():
 print((peak() - before) / (edge**2 * network_bytes(network, 1, 2, 2)))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert 0.5 < float(run.stdout) < 1.25
+    assert 0.5 < float(run.stdout) < 1.4  # the margin that an `Execution` leaves

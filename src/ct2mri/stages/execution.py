@@ -15,7 +15,7 @@ _Value = TypeVar("_Value")
 _Result = TypeVar("_Result")
 
 # Libraries take some memory beside the tensors that are counted, and allocators leave gaps.
-_MARGIN = 1.25
+_MARGIN = 1.4
 _FLOOR = 64 * 2**20
 
 
