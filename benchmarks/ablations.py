@@ -211,11 +211,20 @@ def main() -> None:
     write_json(record, request)
 
     bench, dataset = Bench(arguments), PreparedDataset(arguments.data)
-    printed = []
+    print(
+        f"ct2mri {__version__}, torch {torch.__version__}, {date.today()}, "
+        f"{platform.processor() or platform.machine()}, seed {arguments.seed}, "
+        f"{len(dataset.case_ids('train'))} training and {len(dataset.case_ids(arguments.split))} "
+        f"{arguments.split} cases"
+    )
+
+    def tell(title: str, systems: dict[str, System], compare: str) -> None:
+        print(f"\n**{title}**\n\n{bench.table(systems, compare=compare)}", flush=True)
+
     if "parts" in arguments.tables:
-        printed.append(("Parts", bench.table(PARTS, compare="parts")))
+        tell("Parts", PARTS, "parts")
     if "process" in arguments.tables:
-        printed.append(("Process and sampler", bench.table(PROCESSES, compare="process")))
+        tell("Process and sampler", PROCESSES, "process")
     if "steps" in arguments.tables:
         numbers = QUICK_STEPS if arguments.quick else STEPS
         curves = {
@@ -224,20 +233,13 @@ def main() -> None:
         }
         for number, (label, systems) in enumerate(curves.items()):
             rows = {f"{label}, {steps} step{'s' * (steps > 1)}": of for steps, of in systems.items()}
-            printed.append((f"Steps: {label}", bench.table(rows, compare=f"steps-{number}")))
+            tell(f"Steps: {label}", rows, f"steps-{number}")
         bench.draw_steps(curves)
-    print(
-        f"ct2mri {__version__}, torch {torch.__version__}, {date.today()}, "
-        f"{platform.processor() or platform.machine()}, seed {arguments.seed}, "
-        f"{len(dataset.case_ids('train'))} training and {len(dataset.case_ids(arguments.split))} "
-        f"{arguments.split} cases"
-    )
+    print()
     for path in sorted((arguments.work / "runs").glob("*/run.json")):
         facts = read_json(path)
         minutes = facts["seconds"] / 60
         print(f"{path.parent.name}: {facts['steps']} steps, {minutes:.1f} min on {facts['device']}")
-    for title, table in printed:
-        print(f"\n**{title}**\n\n{table}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     works = {"python -c pass": ["-c", "pass"]} | {
-        "ct2mri " + " ".join(words): ["-m", "ct2mri", *words] for words in COMMANDS
+        "python -m ct2mri " + " ".join(words): ["-m", "ct2mri", *words] for words in COMMANDS
     }
     processor: dict[str, list[float]] = {name: [] for name in works}
 

@@ -239,6 +239,8 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
         changed["crop_size"] = None  # ours would vary the size of crops
     if stage == "slices":
         changed["folds"] = 0
+    if stage == "latents":
+        changed["condition"] = ["draft"]
     return replace(options, **changed)
 
 

@@ -131,6 +131,19 @@ def test_a_constant_image_and_an_empty_mask_give_no_nan(tmp_path, capsys):
     assert "not defined" in printed and "nan" not in printed.lower()
 
 
+def test_a_target_of_nothing_tells_no_scale_and_is_in_no_mean(tmp_path, capsys):
+    predictions, targets, masks = make_folders(tmp_path, ("a", "b"))
+    save_volume(make_volume(0).with_array(np.zeros_like(make_volume(0).array)), targets / "a.nii.gz")
+    report = run(predictions, targets, masks=masks, output=tmp_path / "report")
+    first, second = report["cases"]
+    assert set(first["values"].values()) == {None}
+    assert set(first["noise_floor"]["values"].values()) == {None}
+    assert all("tells no scale" in note for note in first["notes"].values())
+    assert report["summary"]["mae"]["mean"] == second["values"]["mae"] and second["values"]["mae"] < 0.1
+    printed = capsys.readouterr().out
+    assert "not above 0, so it tells no scale" in printed and "nan" not in printed.lower()
+
+
 def test_cases_without_a_counterpart_are_listed(tmp_path, capsys):
     predictions, targets, _ = make_folders(tmp_path)
     (predictions / "b_mr.nii.gz").rename(predictions / "z_mr.nii.gz")

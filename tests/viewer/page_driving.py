@@ -15,7 +15,7 @@ from PIL import Image
 
 from ct2mri.data.volume import Volume
 
-WAIT_MS = 120_000
+WAIT_MS = 300_000
 """Waits are generous: graphics are computed by a processor that may be busy with other things."""
 
 MARKER_RIGHT_MM = 46.0
@@ -37,7 +37,7 @@ def chromium_path() -> str | None:
 
 def marked_ct(tilt: float = 0.0, shape: tuple[int, int, int] = (44, 52, 36)) -> Volume:
     """A head of simple shapes in HU with a bright ball on its right, turned about x by `tilt` degrees."""
-    spacing = np.array([4.0, 4.0, 4.5])
+    spacing = np.array([176.0, 208.0, 162.0]) / np.array(shape)
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
     mm = (index - (np.array(shape) - 1) / 2) * spacing
     rng = np.random.default_rng(0)

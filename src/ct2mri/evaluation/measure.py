@@ -96,7 +96,12 @@ def measure(
         # Of a volume, one move for each plane is enough: slices take the most time.
         moved_in = [a for a in across if len(across) == 1 or axis == (a - 1) % 3]
         floors.append(_measure(moved, moved_labels, preset, planes, moved_in, of_truth))
-    return measured, _mean_of(floors, measured)
+    floor = _mean_of(floors, measured)
+    if pair.unscaled:
+        for found in (measured, floor):
+            found.notes.update(dict.fromkeys(found.values, pair.unscaled))
+            found.values.update(dict.fromkeys(found.values))
+    return measured, floor
 
 
 def _measure(

@@ -48,6 +48,7 @@ class Pair:
         source_in_hu: whether `source` is in HU.
         scale: what the prediction's own values were multiplied by.
         notes: what was done to bring the images together, a sentence each.
+        unscaled: why there is no scale to compare on, so that no number is defined; empty where there is one.
     """
 
     case_id: str
@@ -68,6 +69,7 @@ class Pair:
     source_in_hu: bool = False
     scale: float = 1.0
     notes: list[str] = field(default_factory=list)
+    unscaled: str = ""
 
     @property
     def zero(self) -> float:
@@ -120,8 +122,10 @@ def pairs_of_files(
             source = volume.array
         source_in_hu = source is not None and looks_like_hu(source)
         images, factors, words = (prediction.array, target.array), {}, "none: both in HU"
+        unscaled = ""
         if not in_hu:
             factors = fit_scale(prediction.array, target.array, inside)
+            unscaled = _unscaled(target.array, inside)
             gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
             images = prediction.array * gain / reference, target.array / reference
             words = (
@@ -145,6 +149,7 @@ def pairs_of_files(
             source_in_hu=source_in_hu,
             scale=factors["gain"] / factors["reference"] if factors else 1.0,
             notes=notes,
+            unscaled=unscaled,
         )
 
     return matches, load
@@ -241,6 +246,14 @@ def fit_scale(
     reference = float(np.percentile(true, TARGET_PERCENTILE)) if true.size else 1.0
     usable = np.isfinite(gain) and np.isfinite(reference) and reference > 0
     return {"gain": gain, "reference": reference} if usable else {"gain": 1.0, "reference": 1.0}
+
+
+def _unscaled(target: NDArray[np.float32], mask: NDArray[np.bool_]) -> str:
+    """Why a target of unrelated units tells no scale; empty where it does, or where the mask is empty."""
+    true = target[mask]
+    if not true.size or not np.isfinite(true).all() or np.percentile(true, TARGET_PERCENTILE) > 0:
+        return ""
+    return f"not defined: the target's {TARGET_PERCENTILE}th percentile is not above 0, so it tells no scale"
 
 
 def labels_of(path: Path, grid: Grid) -> tuple[NDArray[np.int32], list[str]]:

@@ -16,7 +16,7 @@ export function chart(title, curves, logarithmic) {
   const y = (value) => HEIGHT - BOX.bottom - ((value - y0) / (y1 - y0)) * (HEIGHT - BOX.top - BOX.bottom);
   const id = `chart-${title.replace(/\W+/g, "-")}`;
   const said = curves.map(describe).join(" ");
-  const grid = ticks(y0, y1, 4).map((value) => [
+  const grid = ticks(y0, y1, 6).map((value) => [
     svg("line", { class: "grid", x1: BOX.left, x2: WIDTH - BOX.right, y1: y(value), y2: y(value) }),
     svg("text", { class: "tick", x: BOX.left - 6, y: y(value) + 4, "text-anchor": "end" }, number(log ? 10 ** value : value)),
   ]);
