@@ -149,11 +149,12 @@ def test_a_killed_worker_costs_one_case_and_the_next_run_does_it(model, cohort, 
     failed = set(summary["failed"])
     # Only a worker that was killed between two cases takes none with it.
     assert {"c3"} <= failed and len(failed) <= 2
-    assert summary["translated"] == len(done(out)) == 7 - len(failed)
+    assert summary["translated"] == 7 - len(failed)
+    # One that was killed just after its result got its name has left it, whole.
+    assert len(done(out)) - summary["translated"] in (0, 1)
     if len(failed) == 2:
         (lost,) = failed - {"c3"}
         assert "SIGKILL" in summary["failed"][lost] and "--processes" in summary["failed"][lost]
-        assert lost not in done(out)
     before = times(out)
     with pytest.raises(RequestError, match=r"1 of 7 could not be translated \(c3\)"):
         run(cohort, out, model)

@@ -67,6 +67,7 @@ def test_reloading_in_the_middle_goes_on_and_cancelling_ends(page: Any, server: 
     before = page.locator(".job").count()
     choose(page, "Coronal")
     page.locator("#steps").fill("1000")
+    page.locator("#samples").fill("64")  # more than any machine does before it is cancelled
     page.get_by_role("button", name="Translate CT to MR").click()
     page.locator(".job .said", has_text="Stage").wait_for()
     page.reload(wait_until="commit")

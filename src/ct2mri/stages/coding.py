@@ -22,7 +22,7 @@ def encode(vqvae: VQVAE, volume: Tensor, execution: Execution) -> Tensor:
     Args:
         vqvae: 3D.
         volume: (1, i, j, k) in [−1, 1], on any device.
-        execution: within how much memory, and in which precision.
+        execution: within how much memory.
 
     Returns:
         (latent channels, *latent), on the VQ-VAE's device.
@@ -35,8 +35,8 @@ def encode(vqvae: VQVAE, volume: Tensor, execution: Execution) -> Tensor:
     def encode_tiles(tiling: Tiling) -> None:
         for tile in tiling:
             part = tuple(slice(factor * span.lower, factor * span.upper) for span in tile)
-            with execution.autocast(device):
-                encoded = vqvae.encode(volume[(slice(None), *part)][None].to(device))[0]
+            # In float32 whatever the precision: bfloat16 would move latents to other codes.
+            encoded = vqvae.encode(volume[(slice(None), *part)][None].to(device))[0]
             kept = tuple(slice(span.first, span.last) for span in tile)
             latents[(slice(None), *kept)] = encoded[(slice(None), *_kept_of(tile))]
 
