@@ -119,7 +119,12 @@ def start_script(folder, guard):
     tests = str(Path(__file__).parent)
     script.write_text(SCRIPT.format(tests=tests, folder=str(folder / "out"), guard=guard))
     return subprocess.Popen(
-        [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
