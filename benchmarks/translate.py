@@ -6,7 +6,7 @@
 
 The straightforward loop is how the published scripts work: one slice at a time, float32, eager, channels
 first, the volume whole in 3D. It and ours run in turn inside one process, so that their ratio holds on a
-machine whose speed drifts. With MONAI installed (pip install monai), its DiffusionModelUNet of about as many
+machine whose speed drifts. With MONAI (pip install monai einops), its DiffusionModelUNet of about as many
 parameters is timed beside our 2D network, on one batch of slices.
 """
 
@@ -109,6 +109,7 @@ def monai_beside(
 ) -> str | None:
     """Time MONAI's network on a batch of slices beside ours; a row, or None where MONAI is not installed."""
     try:
+        import einops  # noqa: F401  # of which MONAI's attention is made
         from monai.networks.nets import DiffusionModelUNet
     except ImportError:
         return None
@@ -240,7 +241,9 @@ def main() -> None:
         plain_network = plain.stages[0].networks[0]
         assert isinstance(plain_network, ScalableUNet)
         said = monai_beside(timer, plain_network, size, 4, arguments.repeats)
-        print(f"\n{said or 'MONAI is not installed, so its network was not timed: pip install monai.'}")
+        print(
+            f"\n{said or 'MONAI is not installed, so its network was not timed: pip install monai einops.'}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Sizes in words, what is free, and what happens where memory really runs out."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -159,6 +160,27 @@ except RequestError as error:
 
 
 @linux
+def test_a_stage_goes_on_with_fewer_slices_where_memory_is_taken_from_it():
+    said = limited("""
+stage = tiny.slices_stage(num_inference_steps=1, batch_size=8)
+source = torch.rand(1, 160, 160, 16, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
+expected = stage.sample({"source": source}, SeededNoise(0))
+told = []
+
+def tighten(name, step, total):
+    told.append(step)
+    if len(told) == 1:  # after the first batch of eight
+        leave(70)
+
+drawn = stage.sample({"source": source}, SeededNoise(0), tighten)
+print(told, float((drawn - expected).abs().max()) < 1e-4)
+print(*stage.execution.remarks)
+""").splitlines()
+    assert said[0].startswith("[8, ") and said[0].endswith("16] True")
+    assert "Memory ran out in the slices stage with 8 slices of 160×160 at a time" in said[1]
+
+
+@linux
 @pytest.mark.parametrize("stage", ["slices", "latents"])
 def test_what_cannot_fit_is_refused_before_the_work_with_the_size_that_would(stage):
     said = limited(f"""
@@ -172,3 +194,25 @@ except RequestError as error:
 """)
     assert "would fit into" in said and "of the cpu's memory are free" in said
     assert len(said.strip().splitlines()) == 1
+
+
+@linux
+def test_a_volume_too_large_for_the_3d_stage_goes_through_tiles_and_windows():
+    said = limited("""
+stage = tiny.latents_stage(num_inference_steps=2)
+draft = torch.rand(1, 256, 128, 128, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
+condition = {"source": draft, "draft": draft}
+whole = stage.sample(condition, SeededNoise(0))
+latents = stage.encode_standardised(draft)
+print(stage.execution.remarks)
+leave(100)
+torch.testing.assert_close(stage.encode_standardised(draft), latents, atol=1e-4, rtol=0)
+drawn = stage.sample(condition, SeededNoise(0))
+print(*stage.execution.remarks)
+print(bool(drawn.isfinite().all()), float((drawn - whole).abs().mean()), float(whole.std()))
+""").splitlines()
+    assert said[0] == "[]"
+    assert re.search(r"looked at the volume through \d × \d × \d overlapping windows", said[1])
+    finite, difference, deviation = said[2].split()
+    assert finite == "True"
+    assert 0 < float(difference) < float(deviation) / 4
