@@ -28,7 +28,7 @@ from baselines import ct2mri
 from ct2mri import __version__
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.files import read_json, write_json
-from ct2mri.options import Orientation
+from ct2mri.options.choices import Orientation
 from ct2mri.pipeline import TranslationPipeline
 from tables import COLUMNS, paired_table
 

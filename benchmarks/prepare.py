@@ -24,7 +24,7 @@ from ct2mri.data.geometry import grid_with_spacing, resample
 from ct2mri.data.io import save_volume
 from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.prepare import prepare
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 from machine import hardware, table, versions
 
 

@@ -36,7 +36,7 @@ from ct2mri.data.volume import Grid
 from ct2mri.devices import choose_device
 from ct2mri.files import write_json
 from ct2mri.models import VQVAE, ScalableUNet
-from ct2mri.options import TrainLatentsOptions, TrainOptions, TrainSlicesOptions, TrainVqvaeOptions
+from ct2mri.options.training import TrainLatentsOptions, TrainOptions, TrainSlicesOptions, TrainVqvaeOptions
 from ct2mri.stages import save_vqvae
 from ct2mri.training.fit import train_latents, train_slices, train_vqvae
 from ct2mri.training.module import make_unet

@@ -14,7 +14,8 @@ from ct2mri.demo import compare, show_ct, show_phantom
 from ct2mri.diffusion import NoiseSettings
 from ct2mri.evaluation.pictures import SAFETY_SENTENCE
 from ct2mri.models import ScalableUNet
-from ct2mri.options import DemoOptions, NoiseOptions
+from ct2mri.options.training import NoiseOptions
+from ct2mri.options.translation import DemoOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
 from ct2mri.stages import SlicesStage
 

@@ -16,7 +16,7 @@ from ct2mri.diffusion import (
     sample,
 )
 from ct2mri.errors import RequestError
-from ct2mri.options import TrainSlicesOptions
+from ct2mri.options.training import TrainSlicesOptions
 
 OURS = NoiseSettings()
 PUBLISHED = NoiseSettings(prediction_type="epsilon", zero_terminal_snr=False, last_timestep_input="noise")

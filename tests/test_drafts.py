@@ -14,7 +14,7 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.drafts import draft
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
-from ct2mri.options import DraftOptions
+from ct2mri.options.translation import DraftOptions
 from ct2mri.stage_files import file_hash
 
 SEEDS = {"best": 0, "fold-0/best": 1, "fold-1/best": 2}

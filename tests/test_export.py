@@ -8,7 +8,7 @@ import tiny
 from ct2mri.errors import RequestError
 from ct2mri.export import export
 from ct2mri.files import write_json
-from ct2mri.options import ExportOptions
+from ct2mri.options.translation import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.stage_files import file_hash
 from ct2mri.stages import save_vqvae

@@ -17,7 +17,8 @@ from ct2mri.data.plausibility import fingerprint, measure_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.export import export
-from ct2mri.options import ExportOptions, TrainSlicesOptions
+from ct2mri.options.training import TrainSlicesOptions
+from ct2mri.options.translation import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.training.slices import train_slices
 

@@ -15,7 +15,7 @@ from ct2mri.cli import main
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, ScalableUNet
-from ct2mri.options import ImportPublishedOptions
+from ct2mri.options.translation import ImportPublishedOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.published import (
     convert_unet_state,

@@ -15,7 +15,7 @@ from ct2mri.data.plan import Split
 from ct2mri.data.volume import Grid
 from ct2mri.errors import RequestError
 from ct2mri.models.lookup import LookupTable
-from ct2mri.options import StabilityOptions
+from ct2mri.options.evaluation import StabilityOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.stability import stability
 from ct2mri.stages import LookupStage
@@ -124,6 +124,8 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(cts, tmp_path, capsy
     words = ["stability", str(folder), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "out")]
     assert main([*words, "--seed", "3"]) == 2
     assert "was made with another seed" in capsys.readouterr().err
+    assert main([*words, "--precision", "bf16"]) == 2
+    assert "was made with another precision" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "stability.json").read_text()) == both
 
 
@@ -158,5 +160,7 @@ def test_unusable_requests_get_one_sentence(cts, tmp_path):
     refused("--card writes into the model's folder.*got none", model=None, card=True)
     refused("--card writes into the model's folder.*owner/name", model="owner/name", card=True)
     refused("without sampling", steps=5)
+    refused("--batch_size is at least 1, got 0", batch_size=0)
+    refused("--max_memory is a size such as 8GiB", max_memory="much")
     refused("--samples is at least 1", samples=0)
     refused("no prepared case", data=tmp_path / "data")

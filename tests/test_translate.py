@@ -17,7 +17,7 @@ from ct2mri.data.plan import Fingerprint, prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.translate import translate
 
 

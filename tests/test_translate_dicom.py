@@ -23,7 +23,7 @@ from ct2mri.data.plan import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, units
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.translate import translate
 
 SECRETS = ("Secretname", "Hidden", "HOSPITAL-4711", "19510203", "born long ago", "ACC123456")

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.errors import RequestError
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.translate import translate
 
 STEPS = 4

@@ -13,8 +13,22 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from ct2mri import options
 from ct2mri.errors import CasesLeftOutError, ProcessDiedError, RequestError, TrainingDivergedError
+from ct2mri.options.data import CheckOptions, PhantomOptions, PrepareOptions
+from ct2mri.options.evaluation import CompareOptions, EvaluateOptions, StabilityOptions, ViewOptions
+from ct2mri.options.training import (
+    TrainBaselineOptions,
+    TrainLatentsOptions,
+    TrainSlicesOptions,
+    TrainVqvaeOptions,
+)
+from ct2mri.options.translation import (
+    DemoOptions,
+    DraftOptions,
+    ExportOptions,
+    ImportPublishedOptions,
+    TranslateOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -33,22 +47,22 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command(options.DemoOptions, "ct2mri.demo:demo"),
-    "phantom": Command(options.PhantomOptions, "ct2mri.data.phantom:write_phantoms"),
-    "prepare": Command(options.PrepareOptions, "ct2mri.data.prepare:prepare"),
-    "check": Command(options.CheckOptions, "ct2mri.data.check:check"),
-    "train vqvae": Command(options.TrainVqvaeOptions, "ct2mri.training.fit:train_vqvae"),
-    "train slices": Command(options.TrainSlicesOptions, "ct2mri.training.fit:train_slices"),
-    "train latents": Command(options.TrainLatentsOptions, "ct2mri.training.fit:train_latents"),
-    "train baseline": Command(options.TrainBaselineOptions, "ct2mri.training.fit:train_baseline"),
-    "draft": Command(options.DraftOptions, "ct2mri.drafts:draft"),
-    "export": Command(options.ExportOptions, "ct2mri.export:export"),
-    "translate": Command(options.TranslateOptions, "ct2mri.translate:translate"),
-    "stability": Command(options.StabilityOptions, "ct2mri.stability:stability"),
-    "evaluate": Command(options.EvaluateOptions, "ct2mri.evaluation.evaluate:evaluate"),
-    "compare": Command(options.CompareOptions, "ct2mri.evaluation.compare:compare"),
-    "view": Command(options.ViewOptions, "ct2mri.viewer.view:view"),
-    "import-published": Command(options.ImportPublishedOptions, "ct2mri.published:import_published"),
+    "demo": Command(DemoOptions, "ct2mri.demo:demo"),
+    "phantom": Command(PhantomOptions, "ct2mri.data.phantom:write_phantoms"),
+    "prepare": Command(PrepareOptions, "ct2mri.data.prepare:prepare"),
+    "check": Command(CheckOptions, "ct2mri.data.check:check"),
+    "train vqvae": Command(TrainVqvaeOptions, "ct2mri.training.fit:train_vqvae"),
+    "train slices": Command(TrainSlicesOptions, "ct2mri.training.fit:train_slices"),
+    "train latents": Command(TrainLatentsOptions, "ct2mri.training.fit:train_latents"),
+    "train baseline": Command(TrainBaselineOptions, "ct2mri.training.fit:train_baseline"),
+    "draft": Command(DraftOptions, "ct2mri.drafts:draft"),
+    "export": Command(ExportOptions, "ct2mri.export:export"),
+    "translate": Command(TranslateOptions, "ct2mri.translate:translate"),
+    "stability": Command(StabilityOptions, "ct2mri.stability:stability"),
+    "evaluate": Command(EvaluateOptions, "ct2mri.evaluation.evaluate:evaluate"),
+    "compare": Command(CompareOptions, "ct2mri.evaluation.compare:compare"),
+    "view": Command(ViewOptions, "ct2mri.viewer.view:view"),
+    "import-published": Command(ImportPublishedOptions, "ct2mri.published:import_published"),
 }
 
 

@@ -16,7 +16,7 @@ from ct2mri.evaluation.metrics import Scores, evaluate_volumes, noise_floor
 from ct2mri.evaluation.pictures import picture_sheet
 from ct2mri.evaluation.tables import format_scores, format_table
 from ct2mri.files import write_json
-from ct2mri.options import DemoOptions, TranslateOptions
+from ct2mri.options.translation import DemoOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
 from ct2mri.translation_jobs import Job, do_job, settings_of
 

@@ -35,7 +35,8 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from torch import Tensor
 
 from ct2mri.errors import RequestError
-from ct2mri.options import NoiseOptions, PredictionType, Sampler
+from ct2mri.options.choices import PredictionType, Sampler
+from ct2mri.options.training import NoiseOptions
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 Loss = Literal["mse", "l1", "double"]

@@ -26,7 +26,7 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
 from ct2mri.models.pretrained import WEIGHTS
-from ct2mri.options import DraftOptions
+from ct2mri.options.translation import DraftOptions
 from ct2mri.processes import group, place
 from ct2mri.stage_files import file_hash
 from ct2mri.stages import Execution, SlicesStage, check_batch_size, check_sampling

@@ -9,7 +9,7 @@ from ct2mri.data.plan import Plan
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json
 from ct2mri.models.pretrained import WEIGHTS
-from ct2mri.options import ExportOptions
+from ct2mri.options.translation import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.stage_files import file_hash, weights_hash
 from ct2mri.stages import LatentsStage, SlicesStage, Stage, load_stage, load_vqvae

@@ -33,7 +33,7 @@ from ct2mri.files import atomic_folder, atomic_path, write_json
 from ct2mri.hub import resolve_pretrained
 from ct2mri.marking import safety_sentence, units
 from ct2mri.model_card import model_card
-from ct2mri.options import InferencePrecision, Sampler
+from ct2mri.options.choices import InferencePrecision, Sampler
 from ct2mri.pipeline_facts import FACTS, FORMAT_VERSION, read_facts
 from ct2mri.room import room_for
 from ct2mri.samples import RunningMean, Samples

@@ -14,7 +14,8 @@ from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice
 from ct2mri.errors import RequestError
 from ct2mri.hub import fetch
 from ct2mri.models import VQVAE, ScalableUNet
-from ct2mri.options import ImportPublishedOptions, Sampler
+from ct2mri.options.choices import Sampler
+from ct2mri.options.translation import ImportPublishedOptions
 from ct2mri.published_keys import (
     convert_unet_state,
     convert_vqvae_state,

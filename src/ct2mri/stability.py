@@ -35,7 +35,7 @@ from ct2mri.evaluation.stability_report import format_stability
 from ct2mri.evaluation.statistics import SETTINGS as STATISTICS
 from ct2mri.evaluation.statistics import summarise_patients
 from ct2mri.files import atomic_path, write_json
-from ct2mri.options import StabilityOptions
+from ct2mri.options.evaluation import StabilityOptions
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 from ct2mri.pipeline_facts import FACTS
 
@@ -57,8 +57,12 @@ def stability(options: StabilityOptions) -> None:
     pipeline = TranslationPipeline.from_pretrained(
         starter_folder() if options.model is None else options.model, options.device
     )
-    for stage in pipeline.stages:
-        stage.batch_size = options.batch_size
+    pipeline.compute_with(
+        max_memory=options.max_memory,
+        precision=options.precision,
+        batch_size=options.batch_size,
+        compile=options.compile,
+    )
     pipeline.check(num_inference_steps=options.steps, sampler=options.sampler, samples=options.samples)
     sources, patient_of = _sources(options, pipeline)
     changes = changes_for(pipeline.plan)
@@ -116,6 +120,7 @@ def _request(options: StabilityOptions, pipeline: TranslationPipeline) -> dict[s
         "sampler": options.sampler or last.sampler,
         "seed": options.seed,
         "samples": options.samples,
+        "precision": pipeline.execution.facts(pipeline.device)["precision"],
         "split": None if options.data is None else options.split,
     }
 

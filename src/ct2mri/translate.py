@@ -21,7 +21,7 @@ from ct2mri.data.plan import MUST_AGREE, Plan
 from ct2mri.data.volume import Volume
 from ct2mri.dicom_results import dicom_modality
 from ct2mri.errors import RequestError
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import (
     TranslationPipeline,
     TranslationResult,

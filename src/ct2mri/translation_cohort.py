@@ -17,7 +17,7 @@ from ct2mri import __version__
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.processes import cores, group, place
 from ct2mri.translation_jobs import Job, do_job, tell

@@ -18,7 +18,7 @@ from ct2mri.dicom_results import dicom_facts, save_result_series
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path, read_json, sweep, write_json
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
 

@@ -6,7 +6,7 @@ from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.io import save_volume
 from ct2mri.data.prepare import prepare
 from ct2mri.data.volume import Volume
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 
 def ellipsoid(number, size=16, edge=6.0):

@@ -24,7 +24,7 @@ from ct2mri.data.phantom import draw_phantom
 from ct2mri.data.prepare import prepare
 from ct2mri.data.volume import Volume
 from ct2mri.errors import CasesLeftOutError, RequestError
-from ct2mri.options import CheckOptions, PrepareOptions
+from ct2mri.options.data import CheckOptions, PrepareOptions
 
 MM = 5.0  # mm: coarse enough to be drawn and compared in a second
 VALUES_MM = 10.0  # mm: enough where values alone are judged

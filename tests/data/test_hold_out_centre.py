@@ -8,7 +8,7 @@ from ct2mri.data.io import save_volume
 from ct2mri.data.prepare import prepare
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 SHAPE = (14, 15, 12)
 AFFINE = np.diag([8.0, 8.0, 8.0, 1.0])

@@ -14,7 +14,7 @@ from ct2mri.data.layouts.flat import patient_of
 from ct2mri.data.layouts.naming import is_mr_word, tokens
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import RawDataOptions
+from ct2mri.options.data import RawDataOptions
 
 AFFINE = np.array([[-1.9, 0.2, 0, 20], [0.2, 1.9, 0.3, -30], [0, -0.3, 3, 5], [0, 0, 0, 1.0]])  # oblique
 

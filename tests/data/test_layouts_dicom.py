@@ -7,7 +7,7 @@ from pydicom.uid import MRImageStorage, generate_uid
 
 from ct2mri.data.layouts import find_cases
 from ct2mri.errors import RequestError
-from ct2mri.options import RawDataOptions
+from ct2mri.options.data import RawDataOptions
 
 
 @pytest.fixture

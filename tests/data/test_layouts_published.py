@@ -5,7 +5,7 @@ import pytest
 from ct2mri.data.layouts import find_cases
 from ct2mri.data.published_files import PUBLISHED_SHAPES
 from ct2mri.errors import RequestError
-from ct2mri.options import RawDataOptions
+from ct2mri.options.data import RawDataOptions
 
 BRAIN = PUBLISHED_SHAPES["brain"]
 

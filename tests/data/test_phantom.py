@@ -9,7 +9,7 @@ from ct2mri.data.io import load_volume
 from ct2mri.data.phantom import _ATLASES, Anatomy, Phantom, _spacing, draw_phantom, write_phantoms
 from ct2mri.data.phantom_tissues import RANGES, Sequence, Tissue, draw_sequence, draw_values
 from ct2mri.errors import RequestError
-from ct2mri.options import PhantomOptions
+from ct2mri.options.data import PhantomOptions
 
 BRAIN = (Tissue.GREY_MATTER, Tissue.WHITE_MATTER, Tissue.DEEP_GREY, Tissue.BRAIN_STEM)
 BONE = (Tissue.CORTICAL_BONE, Tissue.DIPLOE, Tissue.TOOTH)

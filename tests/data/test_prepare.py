@@ -15,7 +15,7 @@ from ct2mri.data.prepare import prepare
 from ct2mri.data.splits import draw_split
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import PrepareOptions, RawDataOptions
+from ct2mri.options.data import PrepareOptions, RawDataOptions
 
 SHAPE = (26, 30, 22)
 

@@ -14,7 +14,7 @@ from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.prepare import prepare
 from ct2mri.data.splits import side_of_newcomer
 from ct2mri.errors import CasesLeftOutError, RequestError
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 # Runs `prepare` in a child that dies by SIGKILL just before the n-th change of a file under the data set,
 # then again to the end, for each n asked for; copies what it finds to judge it outside.
@@ -23,7 +23,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 from ct2mri.data import io, pairs, phantom, prepare_case  # imported before the forks, once
 from ct2mri.data.prepare import prepare
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 raw, base, work = map(Path, sys.argv[1:4])
 step = int(sys.argv[4])

@@ -12,7 +12,7 @@ from ct2mri.errors import RequestError
 from ct2mri.evaluation.compare import compare, comparison_of, distance_from_best, verdict
 from ct2mri.evaluation.evaluate import evaluation_of
 from ct2mri.files import write_json
-from ct2mri.options import CompareOptions, EvaluateOptions
+from ct2mri.options.evaluation import CompareOptions, EvaluateOptions
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 SHAPE = (9, 9, 8)

@@ -13,7 +13,7 @@ from ct2mri.evaluation.evaluate import evaluate
 from ct2mri.evaluation.matching import case_and_role, find_cases
 from ct2mri.evaluation.metrics import METRICS
 from ct2mri.evaluation.pairing import fit_scale
-from ct2mri.options import EvaluateOptions
+from ct2mri.options.evaluation import EvaluateOptions
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 

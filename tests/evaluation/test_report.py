@@ -23,7 +23,7 @@ from ct2mri.evaluation.report_sections import _patient_order
 from ct2mri.evaluation.stability import SETTINGS, verdict
 from ct2mri.evaluation.statistics import summarise_patients
 from ct2mri.files import write_json
-from ct2mri.options import EvaluateOptions
+from ct2mri.options.evaluation import EvaluateOptions
 
 # LPS, and unlike edges: what is shown must not depend on how the voxels are stored.
 AFFINE = np.array([[-4.0, 0, 0, 40], [0, -5.0, 0, 50], [0, 0, 6.0, -30], [0, 0, 0, 1]])
@@ -266,7 +266,7 @@ def test_stability_is_in_the_appendix_beside_the_error(folders, tmp_path):
     }  # fmt: skip
     values = {"seed": {"change": 0.0}, "hu_higher": {"change": 5e-3}}
     content = {
-        "format_version": 1, "in_hu": False, "source_in_hu": True, "data_range": 400.0, "changes": words,
+        "format_version": 2, "in_hu": False, "source_in_hu": True, "data_range": 400.0, "changes": words,
         "request": {
             "model": {"name": "tiny & small"}, "num_inference_steps": 4, "sampler": "ddim", "samples": 1
         },

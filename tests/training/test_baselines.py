@@ -20,7 +20,7 @@ from ct2mri.diffusion import NoiseSettings, SeededNoise, alphas_cumprod, diffusi
 from ct2mri.errors import RequestError
 from ct2mri.export import export
 from ct2mri.files import read_json
-from ct2mri.options import ExportOptions, TranslateOptions
+from ct2mri.options.translation import ExportOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.training.baseline import at_once
 from ct2mri.training.baseline_bridge import BridgeModule

@@ -22,7 +22,7 @@ from ct2mri.training.module import StageModule
 TRAIN = """
 import json, sys
 from pathlib import Path
-from ct2mri.options import TrainSlicesOptions
+from ct2mri.options.training import TrainSlicesOptions
 from ct2mri.training.fit import train_slices
 options = json.loads(sys.argv[1])
 options["data"], options["output_dir"] = Path(options["data"]), Path(options["output_dir"])

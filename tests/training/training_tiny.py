@@ -10,7 +10,12 @@ from ct2mri.data.cases import write_case
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid
 from ct2mri.files import write_json
-from ct2mri.options import TrainBaselineOptions, TrainLatentsOptions, TrainSlicesOptions, TrainVqvaeOptions
+from ct2mri.options.training import (
+    TrainBaselineOptions,
+    TrainLatentsOptions,
+    TrainSlicesOptions,
+    TrainVqvaeOptions,
+)
 
 
 def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:

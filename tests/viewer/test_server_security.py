@@ -10,7 +10,7 @@ import pytest
 from serving import TOKEN, Serving, serving
 
 from ct2mri.errors import RequestError
-from ct2mri.options import ViewOptions
+from ct2mri.options.evaluation import ViewOptions
 from ct2mri.viewer.security import JSON_LIMIT, is_loopback
 from ct2mri.viewer.view import view
 

@@ -23,7 +23,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import CasesLeftOutError, RequestError
 from ct2mri.files import read_json, write_json
-from ct2mri.options import CheckOptions, PrepareOptions
+from ct2mri.options.data import CheckOptions, PrepareOptions
 
 FORMAT_VERSION = 1
 

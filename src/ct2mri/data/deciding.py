@@ -17,7 +17,7 @@ from ct2mri.data.splits import ToldSplit, draw_split, only_adds, require_fractio
 from ct2mri.data.survey import most_common, refuse_unlike, survey
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 # Of a CT: a wide window that holds every value, and a narrow one in which soft tissues are told apart.
 # Without units: up to a little above the percentile that a source is divided by.

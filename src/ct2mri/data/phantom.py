@@ -19,7 +19,7 @@ from ct2mri.data.phantom_tissues import Tissue, draw_sequence, draw_values
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
-from ct2mri.options import PhantomOptions
+from ct2mri.options.data import PhantomOptions
 
 Anatomy = Literal["head", "pelvis"]
 

@@ -46,7 +46,7 @@ from ct2mri.data.splits import (
 from ct2mri.data.survey import LOOKS, most_common, refuse_unlike, target_contrast
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import CasesLeftOutError, RequestError
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 
 def prepare(options: PrepareOptions) -> None:

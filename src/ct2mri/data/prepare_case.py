@@ -14,7 +14,7 @@ from ct2mri.data.plan import Plan, PreparedSource, prepare_source
 from ct2mri.data.survey import check_case, refuse_unlike, target_contrast
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 if TYPE_CHECKING:
     from ct2mri.data.registration import Registration

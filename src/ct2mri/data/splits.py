@@ -11,7 +11,7 @@ from ct2mri.data.layouts import RawData
 from ct2mri.data.plan import Split
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json
-from ct2mri.options import PrepareOptions
+from ct2mri.options.data import PrepareOptions
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")

@@ -19,7 +19,7 @@ from ct2mri.data.plausibility import SourceFacts, measure_source
 from ct2mri.data.volume import Volume
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import RequestError
-from ct2mri.options import RawDataOptions
+from ct2mri.options.data import RawDataOptions
 
 # Holds the looks of a run that was cut off, a line each, so that the next one goes on.
 LOOKS = ".unfinished-looks.jsonl"

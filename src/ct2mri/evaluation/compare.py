@@ -15,7 +15,7 @@ from ct2mri.evaluation.evaluate import REPORT_FORMAT_VERSION, evaluation_of
 from ct2mri.evaluation.statistics import LEVEL, SETTINGS, compare_systems, summarise_patients
 from ct2mri.evaluation.tables import TABLE
 from ct2mri.files import atomic_path, read_json, write_json
-from ct2mri.options import CompareOptions, EvaluateOptions, MeasureOptions
+from ct2mri.options.evaluation import CompareOptions, EvaluateOptions, MeasureOptions
 
 COMPARISON_FORMAT_VERSION = 1
 

@@ -23,7 +23,7 @@ from ct2mri.evaluation.stability_report import add_stability
 from ct2mri.evaluation.tables import format_report
 from ct2mri.evaluation.uncertainty import calibrate
 from ct2mri.files import atomic_path, write_json
-from ct2mri.options import EvaluateOptions
+from ct2mri.options.evaluation import EvaluateOptions
 
 REPORT_FORMAT_VERSION = 2
 

@@ -20,7 +20,7 @@ from ct2mri.evaluation.masked import Array, Mask
 from ct2mri.evaluation.metrics import evaluate_volumes
 from ct2mri.files import read_json
 
-STABILITY_FORMAT_VERSION = 1
+STABILITY_FORMAT_VERSION = 2
 REPORT = "stability.json"
 
 STRUCTURE_MM = 5.0

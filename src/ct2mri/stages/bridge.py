@@ -11,7 +11,7 @@ from ct2mri.bridge import BridgeSettings, check_bridge_steps, sample_bridge
 from ct2mri.data.cases import Orientation
 from ct2mri.errors import RequestError
 from ct2mri.models import ScalableUNet
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network
 from ct2mri.stages.common import millions
 from ct2mri.stages.slices import SliceBySlice

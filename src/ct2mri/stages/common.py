@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_sampler, check_steps
 from ct2mri.errors import RequestError
 from ct2mri.models.pretrained import PretrainedModel
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.stage_files import Kind
 from ct2mri.stages.execution import Execution
 

@@ -9,7 +9,7 @@ import torch
 
 from ct2mri.errors import RequestError
 from ct2mri.memory import format_size, free_memory, is_out_of_memory, parse_size, used_memory
-from ct2mri.options import InferencePrecision
+from ct2mri.options.choices import InferencePrecision
 
 _Value = TypeVar("_Value")
 _Result = TypeVar("_Result")

@@ -13,7 +13,7 @@ from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.models.footprint import network_bytes
 from ct2mri.models.layers import space_to_depth
 from ct2mri.models.pretrained import PretrainedModel
-from ct2mri.options import ConditionPart, Decoding, Sampler
+from ct2mri.options.choices import ConditionPart, Decoding, Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network, weights_hash
 from ct2mri.stages.coding import Place, decode, encode
 from ct2mri.stages.common import (

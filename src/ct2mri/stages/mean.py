@@ -12,7 +12,7 @@ from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.models.lookup import MeanVolumes
 from ct2mri.models.pretrained import PretrainedModel
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.stage_files import Kind, facts_of, load_network, read_stage, save_network
 from ct2mri.stages.common import AIR, Condition, OnStep, Stage
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 
 from ct2mri.bridge import BridgeSettings, check_bridge_steps
 from ct2mri.errors import RequestError
-from ct2mri.options import Baseline, TrainBaselineOptions, TrainLatentsOptions, TrainSlicesOptions
+from ct2mri.options.choices import Baseline
+from ct2mri.options.training import TrainBaselineOptions, TrainLatentsOptions, TrainSlicesOptions
 from ct2mri.training.baseline_bridge import BridgeModule
 from ct2mri.training.baseline_free import train_free
 from ct2mri.training.baseline_pix2pix import Pix2pixModule

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ct2mri.bridge import BridgeSettings, bridge_sample, sample_bridge
 from ct2mri.diffusion import SeededNoise
-from ct2mri.options import TrainBaselineOptions, TrainSlicesOptions
+from ct2mri.options.training import TrainBaselineOptions, TrainSlicesOptions
 from ct2mri.stages import BridgeStage, Stage
 from ct2mri.training.module import Batch, draw_items
 from ct2mri.training.slices import Planes, SliceModule

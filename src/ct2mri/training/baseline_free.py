@@ -14,7 +14,7 @@ from ct2mri.data.plan import Plan
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.models.lookup import AIR, LookupTable, MeanVolumes, resized
-from ct2mri.options import TrainBaselineOptions
+from ct2mri.options.training import TrainBaselineOptions
 from ct2mri.processes import place
 from ct2mri.stages import Condition, LookupStage, MeanStage, Stage, body_box, kind_of_volume
 from ct2mri.training.log import RunLog

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ct2mri.models.discriminator import PatchDiscriminator
-from ct2mri.options import TrainBaselineOptions, TrainSlicesOptions
+from ct2mri.options.training import TrainBaselineOptions, TrainSlicesOptions
 from ct2mri.training.module import Batch
 from ct2mri.training.slices import SlicesModule
 

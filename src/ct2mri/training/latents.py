@@ -16,7 +16,7 @@ from ct2mri.errors import RequestError
 from ct2mri.files import read_json
 from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.models.layers import space_to_depth
-from ct2mri.options import TrainLatentsOptions
+from ct2mri.options.training import TrainLatentsOptions
 from ct2mri.processes import place
 from ct2mri.stage_files import weights_hash
 from ct2mri.stages import LatentsStage, load_vqvae, save_vqvae

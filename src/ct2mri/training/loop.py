@@ -18,7 +18,7 @@ from ct2mri.data.batching import BatchStream, Bucket, Request
 from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
-from ct2mri.options import TrainOptions, UNetOptions
+from ct2mri.options.training import TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.expectation import measure

@@ -16,7 +16,7 @@ from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.hub import resolve_pretrained
 from ct2mri.models import ScalableUNet
 from ct2mri.models.pretrained import WEIGHTS, load_exactly
-from ct2mri.options import TrainLatentsOptions, TrainOptions, TrainSlicesOptions
+from ct2mri.options.training import TrainLatentsOptions, TrainOptions, TrainSlicesOptions
 from ct2mri.stage_files import Kind, read_stage
 
 Batch = dict[str, Tensor]

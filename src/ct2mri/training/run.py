@@ -21,7 +21,7 @@ from ct2mri import __version__
 from ct2mri.data.plan import Plan
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, sweep, write_json
-from ct2mri.options import TrainOptions
+from ct2mri.options.training import TrainOptions
 
 CHECKPOINT = "last.ckpt"
 

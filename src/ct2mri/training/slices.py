@@ -15,7 +15,7 @@ from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
 from ct2mri.models import ScalableUNet
-from ct2mri.options import TrainSlicesOptions
+from ct2mri.options.training import TrainSlicesOptions
 from ct2mri.stages import SlicesStage, Stage
 from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import (

@@ -13,7 +13,7 @@ from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.datasets import VolumeDataset
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, codes_in_use, perplexity
-from ct2mri.options import TrainVqvaeOptions
+from ct2mri.options.training import TrainVqvaeOptions
 from ct2mri.stages import save_vqvae
 from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import Batch, StageModule, load_initial_weights

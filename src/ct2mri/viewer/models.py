@@ -9,7 +9,7 @@ from typing import Any, get_args
 from ct2mri.data.plan import Plan
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, units
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.records import ModelRecord
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.viewer.stored import VolumeRole
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]

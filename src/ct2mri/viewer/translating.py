@@ -10,7 +10,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
 from ct2mri.marking import short_description
-from ct2mri.options import TranslateOptions
+from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
 from ct2mri.translation_jobs import Job, do_job, settings_of

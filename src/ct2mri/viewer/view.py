@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ct2mri.errors import RequestError
 from ct2mri.hub import resolve_pretrained
-from ct2mri.options import ViewOptions
+from ct2mri.options.evaluation import ViewOptions
 from ct2mri.viewer.app import create_app
 from ct2mri.viewer.archives import SUFFIXES
 from ct2mri.viewer.given import recognise

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ct2mri.errors import RequestError
-from ct2mri.options import Sampler
+from ct2mri.options.choices import Sampler
 from ct2mri.viewer.bounded import end_with_parent, sentence_of, silence
 
 _PATIENCE = 5.0

@@ -14,7 +14,7 @@ from ct2mri.data.layouts.published import Published
 from ct2mri.data.layouts.slices import Slices
 from ct2mri.data.layouts.synthrad import SynthRAD2023, SynthRAD2025
 from ct2mri.errors import RequestError
-from ct2mri.options import RawDataOptions
+from ct2mri.options.data import RawDataOptions
 
 __all__ = ["Picture", "RawCase", "RawData", "RawImage", "VolumeFile", "find_cases", "load_picture"]
 

@@ -15,7 +15,8 @@ from ct2mri.data.layouts.naming import (
     with_agent,
 )
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 # Suffixes of MR images of anatomy in BIDS 1.10 that show a contrast, without quantitative maps.
 _MR_SUFFIXES = {"t1w", "t2w", "pdw", "t2starw", "flair", "inplanet1", "inplanet2", "pdt2", "angio", "unit1"}

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ct2mri.data.cases import SLICE_AXIS, Orientation
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 
 class RawImage(Protocol):

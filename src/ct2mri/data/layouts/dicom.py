@@ -13,7 +13,8 @@ from ct2mri.data.layouts.cases import RawCase, RawData, visible_folders
 from ct2mri.data.layouts.naming import choose, contrast_of, is_mr_word, says_cbct, with_agent
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 # Of several candidates, the one that goes with the image chosen before; an empty list where none does.
 _Preference = Callable[[list[DicomSeries], DicomSeries], list[DicomSeries]]

@@ -15,7 +15,8 @@ from ct2mri.data.layouts.naming import (
 )
 from ct2mri.data.layouts.pairs import image_facts, volumes_of
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 
 @dataclass(frozen=True)

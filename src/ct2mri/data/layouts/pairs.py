@@ -16,7 +16,8 @@ from ct2mri.data.layouts.naming import (
     says_cbct,
 )
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 
 class Pairs:

@@ -13,7 +13,8 @@ from ct2mri.data.layouts.naming import choose, named_after, named_exactly
 from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice_stacks
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 # What is not documented and so assumed; mm along right, anterior, superior.
 _SPACING = {"brain": (1.0, 1.0, 1.0), "pelvis": (1.0, 1.0, 2.5)}

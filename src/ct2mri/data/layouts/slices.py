@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ct2mri.data.cases import SLICE_AXIS, Orientation
 from ct2mri.data.layouts.cases import Picture, RawCase, RawData, visible_folders
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 
 class Slices:

@@ -10,7 +10,8 @@ from ct2mri.data.layouts.cases import RawData, visible_folders
 from ct2mri.data.layouts.naming import contrast_of, is_mr_word, same_modality, with_agent
 from ct2mri.data.layouts.pairs import add_pair
 from ct2mri.data.layouts.synthrad_tables import read_tables
-from ct2mri.options import Layout, RawDataOptions
+from ct2mri.options.choices import Layout
+from ct2mri.options.data import RawDataOptions
 
 
 class SynthRAD2023:
