@@ -13,7 +13,7 @@ step, validations aside. Images are of a phantom head, weights untrained.
 """
 
 import argparse
-import json
+import csv
 import statistics
 import tempfile
 import time
@@ -282,9 +282,13 @@ def main() -> None:
             for _ in range(arguments.repeats):
                 plain.append(median_step(loop, arguments.steps))
                 train(options)
-                speed = json.loads((root / stage / "run.json").read_text())["speed"]
-                ours.append(speed["seconds_per_step"])
-                waiting.append(speed["waiting_share"])
+                with (root / stage / "train.csv").open(newline="") as file:
+                    taken = list(csv.DictReader(file))[1:]
+                ours.append(statistics.median(float(step["seconds"]) for step in taken))
+                waiting.append(
+                    sum(float(step["waiting"]) for step in taken)
+                    / sum(float(step["seconds"]) for step in taken)
+                )
             crop = options.crop_size if options.crop_size is not None else arguments.shape
             crop = f"{crop}²" if isinstance(crop, int) else "×".join(map(str, crop))
             rows.append(

@@ -80,6 +80,8 @@ def test_free_memory_of_this_machine():
 def test_other_errors_are_not_out_of_memory():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
@@ -216,3 +218,31 @@ print(bool(drawn.isfinite().all()), float((drawn - whole).abs().mean()), float(w
     finite, difference, deviation = said[2].split()
     assert finite == "True"
     assert 0 < float(difference) < float(deviation) / 4
+
+
+@linux
+def test_where_nothing_smaller_is_known_the_command_ends_with_a_sentence():
+    """What `evaluate` compares cannot be compared in parts."""
+    said = limited("""
+import io, tempfile
+from pathlib import Path
+import numpy as np
+from ct2mri.cli import main
+from ct2mri.data.io import save_volume
+from ct2mri.data.volume import Volume
+import ct2mri.evaluation.evaluate
+
+here = Path(tempfile.mkdtemp())
+array = np.random.default_rng(0).random((96, 96, 96), dtype=np.float32)
+save_volume(Volume(array, np.eye(4)), here / "a.nii.gz")
+sys.stderr = io.StringIO()
+words = ["evaluate", str(here / "a.nii.gz"), str(here / "a.nii.gz")]
+leave(60)
+print(main(words))
+leave(2)
+print(main(["phantom", str(here / "phantoms"), "--cases", "1"]))
+print(*[line for line in sys.stderr.getvalue().splitlines() if line.startswith("ct2mri: ")], sep="\\n")
+""").splitlines()
+    assert said[:2] == ["2", "1"]
+    assert said[2].startswith("ct2mri: Case ") and "memory ran out (Unable to allocate" in said[2]
+    assert said[3].startswith("ct2mri: memory ran out") and "free some, or give smaller volumes" in said[3]

@@ -86,10 +86,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CasesLeftOutError, ProcessDiedError, TrainingDivergedError) as error:
         print(f"ct2mri: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:  # where the work itself knows of no smaller way
+        if not _is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        print(
+            f"ct2mri: memory ran out{f' ({said})' if said else ''}; free some, or give smaller volumes.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("ct2mri: interrupted.", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    from ct2mri.memory import is_out_of_memory  # loads torch
+
+    return is_out_of_memory(error)
 
 
 def _command_name(words: list[str]) -> str | None:

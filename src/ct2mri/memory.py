@@ -24,6 +24,9 @@ _OUT_OF_MEMORY = (
     "Failed to allocate memory for image",  # SimpleITK
     "could not create a memory object",  # oneDNN
 )
+# oneDNN, where no memory is left for the code that it generates or for what that works in; of what it cannot
+# do it says more than this.
+_OUT_OF_MEMORY_AT_THE_END = ("could not create a primitive", "could not execute a primitive")
 
 _CGROUPS = Path("/sys/fs/cgroup")
 # A cgroup without a limit says so by the largest number of pages there is.
@@ -156,4 +159,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        any(words in said for words in _OUT_OF_MEMORY) or said.endswith(_OUT_OF_MEMORY_AT_THE_END)
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give memory that PyTorch keeps for itself back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

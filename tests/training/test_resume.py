@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ct2mri.data.datasets import SliceDataset
 from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.training.fit import train_latents, train_slices, train_vqvae
 from ct2mri.training.module import StageModule
+from ct2mri.training.supervisor import Supervisor
 
 TRAIN = """
 import json, sys
@@ -109,6 +111,22 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, how: s
             stop_at(patch, last)
             train_slices(tiny.slices(tmp_path / run, **given))
     assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_process_told_to_end_in_a_validation_does_not_look_done(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Supervisor._validate
+
+    def told(self: Supervisor, trainer: Any, module: StageModule) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, module)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(Supervisor, "_validate", told)
+        train_slices(tiny.slices(tmp_path / "run"))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_vqvae_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

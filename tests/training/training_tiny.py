@@ -18,7 +18,9 @@ from ct2mri.options.training import (
 )
 
 
-def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
+def write_dataset(
+    root: Path, *, cases: int = 5, drafts: bool = False, size: tuple[int, int, int] = (12, 14, 11)
+) -> Path:
     """Balls whose target is a curve of the source; their sizes differ, and some voxels are invalid."""
     names = [f"p{number}" for number in range(cases)]
     Plan(
@@ -34,7 +36,7 @@ def write_dataset(root: Path, *, cases: int = 5, drafts: bool = False) -> Path:
     ).write(root / "plan.json")
     for number, name in enumerate(names):
         generator = np.random.default_rng(number)
-        shape = (12 + number % 2, 14, 11)
+        shape = (size[0] + number % 2, *size[1:])
         axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
         radius = np.sqrt(sum(axis**2 for axis in axes))
         mask = radius < 0.9

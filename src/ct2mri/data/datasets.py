@@ -87,10 +87,12 @@ class RequestDataset(Dataset[Item]):
     Attributes:
         sizes: of each item, after cropping.
         shrink: see `BatchStream`.
+        factor: voxels along each edge of what sizes count.
     """
 
     sizes: list[Shape]
     shrink: int = 0
+    factor: int = 1
 
     def __len__(self) -> int:
         return len(self.sizes)

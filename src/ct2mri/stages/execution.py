@@ -8,7 +8,7 @@ from typing import Generic, TypeVar, get_args
 import torch
 
 from ct2mri.errors import RequestError
-from ct2mri.memory import format_size, free_memory, is_out_of_memory, parse_size, used_memory
+from ct2mri.memory import format_size, free_memory, is_out_of_memory, parse_size, release, used_memory
 from ct2mri.options.choices import InferencePrecision
 
 _Value = TypeVar("_Value")
@@ -127,7 +127,7 @@ class Execution:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        _release(device)
+        release(device)
         # Not before here, where the error and with it all that the work held are gone.
         smaller = self._smaller(device, portions, chosen)
         if smaller is None:
@@ -141,7 +141,7 @@ class Execution:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        _release(device)
+        release(device)
         raise self._too_large(device, what, self._smaller(device, portions, smaller) or portions[-1])
 
     def _smaller(
@@ -168,11 +168,3 @@ class Execution:
             f"{format_size(room)} of the {device.type}'s memory are free; free that much, or give a smaller "
             "volume."
         )
-
-
-def _release(device: torch.device) -> None:
-    """Give memory that PyTorch keeps for itself back to the device."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()

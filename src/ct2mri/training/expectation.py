@@ -60,7 +60,8 @@ def measure(module: StageModule, largest: Batch, share: float, *, averaged: bool
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its history: a graph that keeps itself alive would never be freed where memory runs out.
+        return tensor.detach()
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

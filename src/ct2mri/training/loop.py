@@ -1,8 +1,10 @@
 """The training loop of every stage, on one process or several, new or resumed."""
 
 import logging
+import math
+import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,20 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
-from ct2mri.data.batching import BatchStream, Bucket, Request
+from ct2mri.data.batching import BatchStream, group_by_size
 from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
+from ct2mri.memory import format_size, free_memory, is_out_of_memory
 from ct2mri.options.training import TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.expectation import measure
+from ct2mri.training.fitting import Trial, free_all, has_room, largest_batch
 from ct2mri.training.module import StageModule
 from ct2mri.training.run import RunFolder
 from ct2mri.training.supervisor import Supervisor, Validation
@@ -106,9 +111,12 @@ def fit(
     validate: Callable[[Any], Validation],
     write_best: Callable[[Any, Path], None],
     *,
-    averaged: bool = True,
+    codebook: bool = False,
 ) -> None:
     """Train one network into one run folder, from its last checkpoint where there is one.
+
+    Where memory runs out, each batch goes through the network in parts from the last checkpoint on: the same
+    batches with the same losses.
 
     Args:
         folder: the run folder.
@@ -116,12 +124,84 @@ def fit(
         items: training items.
         validate: see `Supervisor`.
         write_best: see `Supervisor`.
-        averaged: whether the stage's weights may be averaged.
+        codebook: whether the network learns a codebook: that agrees neither with averaged weights nor with
+            batches in parts.
 
     Raises:
-        RequestError: the options contradict the machine or the run folder.
+        RequestError: the options contradict the machine or the run folder, or memory does not suffice.
         TrainingDivergedError: the loss or its gradient was not finite.
     """
+
+    def fits_in(parts: int) -> bool:
+        try:
+            _train(folder, make_module, items, validate, write_best, codebook=codebook, parts=parts)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    if fits_in(1):
+        return
+    options = folder.options
+    device, here = training_device(options.device), place()
+    free_all(device)
+    trial = Trial(
+        items,
+        group_by_size(items.sizes, options.batch_size * here.world_size),
+        make_module,
+        device,
+        averaged=not codebook and options.ema_decay > 0,
+        bf16=wants_bf16(options, device),
+    )
+    size = trial.batch_size(below=options.batch_size)
+    if size is not None and not codebook and here.world_size == 1:
+        parts = math.ceil(options.batch_size / size)
+        print(
+            f"Memory ran out with batches of {options.batch_size}: each goes through the network in {parts} "
+            "parts now, which gives the same losses and takes about a third more time "
+            f"(--batch_size {size} --accumulate {parts * options.accumulate} would not).",
+            flush=True,
+        )
+        if fits_in(parts):
+            return
+        free_all(device)
+        size = trial.batch_size(below=size)
+    raise _too_large(folder, trial, size)
+
+
+def _too_large(folder: RunFolder, trial: Trial, size: int | None) -> RequestError:
+    """Says what would fit into memory: batches of `size`, or else crops of which size."""
+    options = folder.options
+    free = f"into the {format_size(free_memory(trial.device))} that are free on {trial.device.type}"
+    if size is not None:
+        accumulate = math.ceil(options.batch_size / size) * options.accumulate
+        advice = f"--batch_size {size} --accumulate {accumulate} would fit {free}"
+    elif (edge := trial.crop_edge()) is not None:
+        crop = " ".join([str(edge)] * (1 if len(trial.items.sizes[0]) == 2 else 3))
+        advice = f"one item does not fit {free}, --batch_size 1 --crop_size {crop} would"
+    else:
+        advice = f"not even a small crop fits {free}; free memory, or train a smaller network"
+    if not options.gradient_checkpointing:
+        advice += "; --gradient_checkpointing takes less memory as well"
+    if done := folder.steps_done():
+        advice += f"; {folder.checkpoint} holds step {done}, from which the same command goes on"
+    return RequestError(
+        f"Memory does not suffice to train {folder.stage} in batches of {options.batch_size}: {advice}."
+    )
+
+
+def _train(
+    folder: RunFolder,
+    make_module: Callable[[], StageModule],
+    items: RequestDataset,
+    validate: Callable[[Any], Validation],
+    write_best: Callable[[Any, Path], None],
+    *,
+    codebook: bool,
+    parts: int,
+) -> None:
+    """What `fit` does, with batches that go through the network in so many parts."""
     options = folder.options
     device, here = training_device(options.device), place()
     rank, world_size = here.rank, here.world_size
@@ -140,8 +220,8 @@ def fit(
 
     torch.manual_seed(options.seed)
     module = make_module()
-    module.run_folder = folder.path
-    averaging = Averaging(options.ema_decay) if averaged and options.ema_decay > 0 else None
+    module.run_folder, module.parts = folder.path, parts
+    averaging = Averaging(options.ema_decay) if not codebook and options.ema_decay > 0 else None
     stream = BatchStream(
         items.sizes,
         batch_size=options.batch_size,
@@ -164,9 +244,11 @@ def fit(
             folder.clear()
         folder.sweep()
         folder.record(**facts, finished=False)
-        batch, share = _largest_batch(items, stream.buckets, options.batch_size)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        expected = measure(module.to(device), batch, share, averaged=averaging is not None, bf16=bf16)
+        part, share = largest_batch(items, stream.buckets, math.ceil(options.batch_size / parts), device)
+        share *= parts if parts == 1 else parts * 4 / 3  # forwards a second time for the gradient
+        expected = measure(module.to(device), part, share, averaged=averaging is not None, bf16=bf16)
+        if not has_room(expected, device):
+            raise MemoryError
         batches = (options.max_steps - first_step) * options.accumulate
         print(f"{folder.path}: {len(items)} items, {expected.sentence(batches, device)}", flush=True)
 
@@ -216,9 +298,12 @@ def fit(
     )
     with warnings.catch_warnings(), noticing_deaths():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer.fit(
-            module, loader, ckpt_path=folder.checkpoint if first_step > 0 else None, weights_only=True
-        )
+        try:
+            trainer.fit(
+                module, loader, ckpt_path=folder.checkpoint if first_step > 0 else None, weights_only=True
+            )
+        except SIGTERMException as ended:  # Lightning ends so with exit code 0, as if all were done
+            raise SystemExit(128 + signal.SIGTERM) from ended
     if rank == 0:
         folder.record(
             **facts,
@@ -229,18 +314,3 @@ def fit(
             best={"step": supervisor.best_step, "score": supervisor.best_score},
         )
         print(f"{folder.path}: {trainer.global_step} steps done, best at step {supervisor.best_step}.")
-
-
-def _largest_batch(
-    items: RequestDataset, buckets: Sequence[Bucket], batch_size: int
-) -> tuple[dict[str, torch.Tensor], float]:
-    """A batch of the largest size, and the size of an average batch in its units."""
-
-    def voxels(bucket: Bucket) -> int:
-        return int(torch.tensor(bucket.shape).prod()) * min(batch_size, len(bucket.items))
-
-    largest = max(buckets, key=voxels)
-    chosen = largest.items[:batch_size]
-    batch = default_collate([items[Request(item, largest.shape, 0, n)] for n, item in enumerate(chosen)])
-    mean = sum(len(bucket.items) * voxels(bucket) for bucket in buckets) / len(items)
-    return batch, mean / voxels(largest)

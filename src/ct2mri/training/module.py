@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ct2mri.diffusion import NoiseSettings, draw_timesteps
 from ct2mri.errors import RequestError, TrainingDivergedError
@@ -120,6 +121,9 @@ class StageModule(lightning.LightningModule):
     Args:
         options: how to train.
         model: what to train.
+
+    Attributes:
+        parts: in so many parts a batch goes through the network, where memory is short.
     """
 
     betas = (0.9, 0.999)
@@ -130,6 +134,7 @@ class StageModule(lightning.LightningModule):
         self.train_options = options
         self.model = model
         self.run_folder: Path | None = None
+        self.parts = 1
         self.losses: list[Tensor] = []
         self.step_numbers: dict[str, float] = {}
 
@@ -137,9 +142,26 @@ class StageModule(lightning.LightningModule):
         """The training loss of a batch, a scalar."""
         raise NotImplementedError
 
+    def loss_in_parts(self, batch: Batch) -> Tensor:
+        """The loss of a batch, of whose parts each is computed anew for its gradient, one after the other.
+
+        So memory must hold what one part keeps for its gradient. A batch's loss is the mean of its items'.
+        """
+        items = len(batch["key"])
+        parts = min(self.parts, items)
+        if parts == 1:
+            return self.loss(batch)
+        cut = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
+        losses = []
+        for number in range(parts):
+            part = {name: pieces[number] for name, pieces in cut.items()}
+            loss: Tensor = checkpoint(self.loss, part, use_reentrant=False)
+            losses.append(loss * (len(part["key"]) / items))
+        return torch.stack(losses).sum()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, kept for the log."""
-        loss = self.loss(batch)
+        loss = self.loss_in_parts(batch)
         self.losses.append(loss.detach())
         return loss
 

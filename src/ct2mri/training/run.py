@@ -37,6 +37,7 @@ CHANGEABLE = {
     "workers",
     "vqvae",
     "compile",
+    "gradient_checkpointing",
 }
 """Options that a resumed run may be given otherwise than it was started with."""
 

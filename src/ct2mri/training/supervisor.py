@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
+from ct2mri.memory import is_out_of_memory
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.log import RunLog
 from ct2mri.training.module import StageModule
@@ -150,13 +152,28 @@ class Supervisor(Callback):
             self.bar.update(1)
             self.bar.set_postfix_str(f"loss {loss:.4f}, {self.speed.sentence()}", refresh=False)
         if self.step % self.every == 0 or self.step == self.max_steps:
-            self._validate(trainer, pl_module)
-            self._save(trainer)
+            self._validate_and_save(trainer, pl_module)
         elif trainer.received_sigterm and trainer.world_size == 1:
             # Lightning looks for the signal between epochs, and here there is but one.
             self._save(trainer)
             raise SystemExit(128 + signal.SIGTERM)
         self.speed.begin()
+
+    def _validate_and_save(self, trainer: lightning.Trainer, module: StageModule) -> None:
+        ran_out = False
+        try:
+            self._validate(trainer, module)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            ran_out = True
+        self._save(trainer)
+        if ran_out:
+            raise RequestError(
+                f"Memory ran out in the validation at step {self.step}, which works on whole volumes; free "
+                f"some, or prepare smaller volumes. {self.run / CHECKPOINT} holds that step, from which the "
+                "same command goes on."
+            )
 
     def _validate(self, trainer: lightning.Trainer, module: StageModule) -> None:
         module.eval()

@@ -138,4 +138,4 @@ def train_vqvae(options: TrainVqvaeOptions) -> None:
         return module
 
     folder = RunFolder(options.output_dir, "vqvae", options, dataset.plan)
-    fit(folder, make_module, items, validation, _write_best, averaged=False)
+    fit(folder, make_module, items, validation, _write_best, codebook=True)
