@@ -34,6 +34,7 @@ def test_raw_volumes_in_two_folders(tmp_path):
     assert (found.layout, ids(found), found.pictures) == ("published", ["001"], True)
     assert "not documented" in found.notes[0] and found.left_out == {"002": "it has no mr image"}
     (case,) = found.cases
+    assert (case.source_name, case.target_name) == ("ct/001.raw", "mr/001.raw")
     assert case.facts == {"anatomy": "brain"}
     source, target, _ = case.load()
     assert source.spatial_shape == BRAIN[::-1] and source.orientation == "LPS"
@@ -57,17 +58,21 @@ def test_raw_volumes_of_two_anatomies_or_with_other_values_are_named(tmp_path):
     assert found.cases[0].load_target().spacing == (1, 1, 2.5)
 
 
-def write_slices(path, volumes, dataset="axial", rest=0):
+def write_slices(path, volumes, dataset="axial", rest=0, channel=None):
     depth, rows, columns = BRAIN
+    shape = [volumes * depth + rest, rows, columns]
+    if channel is not None:
+        shape.insert(channel, 1)
     with h5py.File(path, "w") as file:
-        stack = file.create_dataset(dataset, (volumes * depth + rest, rows, columns), "f4", chunks=True)
+        stack = file.create_dataset(dataset, tuple(shape), "f4", chunks=True)
         for number in range(volumes):
-            stack[number * depth, 0, 0] = (number + 1) / 10
+            stack[(number * depth, *[0] * (len(shape) - 1))] = (number + 1) / 10
         file.create_dataset("sagittal", (5, depth, rows), "f4")
 
 
-def test_slices_in_hdf5_become_volumes_again(tmp_path):
-    write_slices(tmp_path / "train_ct.h5", 2)
+@pytest.mark.parametrize("channel", [None, 1, 3])
+def test_slices_in_hdf5_become_volumes_again(tmp_path, channel):
+    write_slices(tmp_path / "train_ct.h5", 2, channel=channel)
     write_slices(tmp_path / "train_mr.h5", 2, dataset="224x168")
     found = find(tmp_path)
     assert (found.layout, ids(found)) == ("published", ["brain_001", "brain_002"])

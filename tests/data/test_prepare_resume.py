@@ -239,10 +239,11 @@ def test_a_second_delivery_in_a_folder_of_its_own_joins_the_data_set(tmp_path, c
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     raw = write_patients(tmp_path / "raw", range(4))
     (raw / "p3" / "mr.nii.gz").unlink()
-    prepare(PrepareOptions(raw=raw, dataset=tmp_path / "set", dry_run=True))
+    prepare(PrepareOptions(raw=raw, dataset=tmp_path / "set", dry_run=True, anatomy="head"))
     out = capsys.readouterr().out
     assert "Layout pairs: 3 pairs of 3 patients" in out and "p1: ct.nii.gz and mr.nii.gz of patient p1" in out
     assert "voxels of the median size" in out and "-160 to 240 HU" in out and "left out: p3" in out
+    assert "anatomy head" in out
     assert "To prepare: 3 cases; up to date: 0; left out: 1; who is trained on" in out
     assert not (tmp_path / "set").exists()
     with pytest.raises(CasesLeftOutError, match="Left out would be 1 case"):

@@ -186,7 +186,6 @@ def decide_plan(options: PrepareOptions, raw: RawData, told: ToldSplit | None) -
         split=split,
         fingerprint=fingerprint(trained),
         spacing=spacing,
-        anatomy=options.anatomy or settings.anatomy,
     )
     return Decided(plan, True, contrast, left_out, set())
 
@@ -206,7 +205,7 @@ def settings_of(options: PrepareOptions, raw: RawData) -> Plan:
     if options.plan is not None:
         given = Plan.read(options.plan)
         _refuse_contradictions(options, raw, given)
-        return given
+        return replace(given, anatomy=options.anatomy or given.anatomy)
     spacing: tuple[float, float, float] | None = None
     if options.spacing is not None:
         if len(options.spacing) != 3:
@@ -248,6 +247,7 @@ def settings_of(options: PrepareOptions, raw: RawData) -> Plan:
         registration=options.register,
         split=Split(options.seed, [], [], []),
         fingerprint=None,
+        anatomy=options.anatomy,
         # What these data are is not documented, so a model of them stands on this.
         assumptions=list(raw.notes) if raw.layout == "published" else [],
     )

@@ -48,10 +48,10 @@ def slice_stacks(path: str | Path) -> Iterator[dict[str, h5py.Dataset]]:
 
     The authors keep the slices of the three orientations apart by size, one dataset a size. How the datasets
     are named is not documented: every dataset of the file counts, also in groups, that holds numbers on three
-    axes (slice, row, column).
+    axes (slice, row, column), with or without an axis of one channel.
 
     Yields:
-        Name of the dataset (with its groups) → the dataset, (N, H, W).
+        Name of the dataset (with its groups) → the dataset, (N, H, W), (N, 1, H, W) or (N, H, W, 1).
 
     Raises:
         RequestError: there is no such file, it is not HDF5, or holds no stack of slices.
@@ -65,10 +65,18 @@ def slice_stacks(path: str | Path) -> Iterator[dict[str, h5py.Dataset]]:
         stacks: dict[str, h5py.Dataset] = {}
 
         def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "fiu":
+            if isinstance(item, h5py.Dataset) and item.dtype.kind in "fiu" and slice_shape(item) is not None:
                 stacks[name] = item
 
         file.visititems(collect)
         if not stacks:
             raise RequestError(f"{path} holds no dataset of numbers on three axes (slice, row, column).")
         yield stacks
+
+
+def slice_shape(dataset: h5py.Dataset) -> tuple[int, int] | None:
+    """Rows and columns of a dataset's slices, its axis of one channel left out; None if it is no stack."""
+    shape = list(dataset.shape or ())
+    if len(shape) == 4 and 1 in (shape[1], shape[3]):
+        del shape[1 if shape[1] == 1 else 3]
+    return (int(shape[1]), int(shape[2])) if len(shape) == 3 else None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ct2mri.data.layouts.cases import RawCase, RawData, visible_folders
 from ct2mri.data.layouts.flat import patient_of
 from ct2mri.data.layouts.naming import choose, named_after, named_exactly
-from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice_stacks
+from ct2mri.data.published_files import PUBLISHED_SHAPES, read_raw_volume, slice_shape, slice_stacks
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.options.choices import Layout
@@ -33,12 +33,13 @@ class RawVolume:
     """A volume of float32 numbers without a header, whose size tells the anatomy."""
 
     path: Path
+    raw: Path
     anatomy: str
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self.path.name
+        """The file's name, with the folder of its modality."""
+        return self.path.relative_to(self.raw).as_posix()
 
     def load(self) -> Volume:
         """Read it, placed and scaled as assumed."""
@@ -68,8 +69,9 @@ class StackedVolume:
         """Read it, placed and scaled as assumed."""
         depth = PUBLISHED_SHAPES[self.anatomy][0]
         with slice_stacks(self.path) as stacks:
-            array = stacks[self.stack][self.number * depth : (self.number + 1) * depth]
-        return _volume(np.asarray(array, dtype=np.float32), self.anatomy, self.name)
+            slices = stacks[self.stack][self.number * depth : (self.number + 1) * depth]
+        array = np.asarray(slices, dtype=np.float32).reshape(PUBLISHED_SHAPES[self.anatomy])
+        return _volume(array, self.anatomy, self.name)
 
     def files(self) -> list[Path]:
         """The file."""
@@ -154,7 +156,7 @@ def _raw_volumes(raw: Path, word: str) -> dict[str, list[RawVolume]]:
             stem = path.stem if path.suffix.lower() in _RAW_SUFFIXES else path.name
             patient = patient_of(stem, word) or (stem if is_modality else None)
             if patient is not None:
-                volumes.setdefault(patient, []).append(RawVolume(path, anatomy))
+                volumes.setdefault(patient, []).append(RawVolume(path, raw, anatomy))
     return volumes
 
 
@@ -186,7 +188,7 @@ def _axial_stacks(path: Path) -> dict[str, tuple[str, int]]:
     with slice_stacks(path) as stacks:
         for name, stack in stacks.items():
             for anatomy, (_, rows, columns) in PUBLISHED_SHAPES.items():
-                if stack.shape[1:] == (rows, columns):
+                if slice_shape(stack) == (rows, columns):
                     if found[anatomy][1]:
                         raise RequestError(f"{path.name} holds several datasets of {rows}×{columns} slices.")
                     found[anatomy] = (name, int(stack.shape[0]))
