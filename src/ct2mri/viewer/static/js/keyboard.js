@@ -3,7 +3,7 @@
 import { $, el } from "./dom.js";
 import { changeLayer, layersOfCase, showAlone } from "./layers.js";
 import { recall, remember } from "./store.js";
-import { LAYOUTS, PLANES, SWITCHES } from "./toolbar.js";
+import { LAYOUTS, PLANES, SWITCHES, toggle } from "./toolbar.js";
 
 const LETTERS = /^[a-z0-9+\-=?[\]]$/i;
 
@@ -17,7 +17,7 @@ export class Keyboard {
     const choose = (name) => ([value, [, key]]) => this.keys.set(key.toLowerCase(), () => store.set({ [name]: value }));
     Object.entries(LAYOUTS).forEach(choose("layout"));
     Object.entries(PLANES).forEach(choose("plane"));
-    for (const [name, [, key]] of Object.entries(SWITCHES)) this.keys.set(key.toLowerCase(), () => store.set({ [name]: !store.state[name] }));
+    for (const [name, [, key]] of Object.entries(SWITCHES)) this.keys.set(key.toLowerCase(), () => toggle(store, name));
     const more = {
       r: () => store.set({ radiological: !store.state.radiological }),
       x: () => this.#swap(),

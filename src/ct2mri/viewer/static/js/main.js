@@ -34,7 +34,8 @@ const store = new Store({
   layout: scene.layout ?? "stack",
   plane: scene.plane ?? "multi",
   curtain: scene.curtain ?? { left: null, right: null, at: 0.5 },
-  withRender: view.withRender ?? !softwareGraphics(),
+  withRender: view.withRender ?? null, // null: as the graphics allow
+  software: null, // whether the processor computes the graphics, once the first canvas tells
   radiological: view.radiological ?? true,
   nearest: view.nearest ?? false,
   crosshair: view.crosshair ?? true,
@@ -68,15 +69,6 @@ const keyboard = new Keyboard(store, viewer, {
 });
 const showHelp = buildHelp(keyboard);
 
-/** Whether WebGL is computed by the processor; then the 3D view waits until it is asked for. */
-function softwareGraphics() {
-  const gl = document.createElement("canvas").getContext("webgl2");
-  const info = gl?.getExtension("WEBGL_debug_renderer_info");
-  const name = info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "";
-  gl?.getExtension("WEBGL_lose_context")?.loseContext();
-  return /swiftshader|llvmpipe|software|basic render/i.test(name);
-}
-
 function showSection() {
   const wanted = location.hash.slice(1);
   const shown = SECTIONS.includes(wanted) ? wanted : "images";
@@ -92,8 +84,11 @@ function showSection() {
 }
 
 async function start() {
-  const status = await get("/api/status");
-  store.set({ status });
+  // The volumes first, since their voxels are what takes long; the rest comes while these are on their way.
+  const asked = [get("/api/models"), get("/api/status")];
+  await refreshVolumes(store);
+  const [models, status] = await Promise.all(asked);
+  store.set({ models, status });
   $("device").textContent = status.device === "auto" ? "" : `on ${status.device}`;
   if (location.hash === "" && status.initial.volumes.length === 0) {
     if (status.initial.run) location.replace("#training");
@@ -101,8 +96,6 @@ async function start() {
   }
   window.addEventListener("hashchange", showSection);
   showSection();
-  store.set({ models: await get("/api/models") });
-  await refreshVolumes(store);
   await jobs.start();
   await readGiven(status.initial);
 }

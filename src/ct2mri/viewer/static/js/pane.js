@@ -4,8 +4,9 @@ import "../vendor/niivue.umd.js";
 import { el, perFrame } from "./dom.js";
 import { OWN_MAPS } from "./looks.js";
 import { Marks } from "./marks.js";
+import { paint } from "./paint.js";
 
-const { Niivue, DRAG_MODE, SLICE_TYPE } = globalThis.niivue;
+const { Niivue, DRAG_MODE, SHOW_RENDER, SLICE_TYPE } = globalThis.niivue;
 
 export const PLANES = {
   axial: SLICE_TYPE.AXIAL,
@@ -13,6 +14,28 @@ export const PLANES = {
   sagittal: SLICE_TYPE.SAGITTAL,
   render: SLICE_TYPE.RENDER,
 };
+
+/**
+ * How slices are drawn: the lowest layer with the others over it. NiiVue's own shader reads up to 40 voxels more for
+ * drawings and outlines, which this page has none of. It looks for one uniform a line.
+ */
+const SLICE_SHADER = `#version 300 es
+precision highp float;
+uniform highp sampler3D volume;
+uniform highp sampler3D overlay;
+uniform float overlays;
+uniform float opacity;
+uniform float overlayAlphaShader;
+in vec3 texPos;
+out vec4 color;
+void main() {
+  color = vec4(texture(volume, texPos).rgb, opacity);
+  if (overlays == 0.0) return;
+  vec4 over = texture(overlay, texPos);
+  over.a *= overlayAlphaShader;
+  float alpha = over.a + color.a * (1.0 - over.a);
+  if (alpha > 0.0) color = vec4(mix(color.rgb, over.rgb, over.a / alpha), alpha);
+}`;
 
 export class Pane {
   #marks;
@@ -45,6 +68,7 @@ export class Pane {
       isRadiologicalConvention: true,
       loadingText: "",
       logLevel: "error",
+      multiplanarShowRender: SHOW_RENDER.NEVER, // our own layout says where 3D is
       sagittalNoseLeft: true,
       // Beside the planes, 3D shows the lowest layer: an image that covers another would cover it with its air.
       renderOverlayBlend: 0,
@@ -64,20 +88,40 @@ export class Pane {
     this.nv.keyDownListener = ignore;
     this.nv.keyUpListener = ignore;
     this.nv.resetBriCon = ignore;
-    const draw = this.nv.drawScene.bind(this.nv);
-    const drawn = perFrame(() => this.#drawn());
-    this.nv.drawScene = () => {
-      const said = draw();
-      drawn();
-      return said;
-    };
     await this.nv.attachToCanvas(this.canvas);
+    this.#drawOncePerFrame();
+    if (this.software) this.nv.paintVolume = (image, texture) => paint(this.nv, image, texture);
+    this.nv.setCustomSliceShader(SLICE_SHADER);
     for (const [name, map] of Object.entries(OWN_MAPS)) this.nv.addColormap(name, map);
     this.canvas.addEventListener("pointermove", (event) => this.events.pointed(this, this.#mmAt(event)));
     this.canvas.addEventListener("pointerleave", () => this.events.pointed(this, null));
     this.canvas.addEventListener("pointerup", () => this.#tellWindow());
     this.canvas.addEventListener("wheel", (event) => this.#zoomByWheel(event), { capture: true });
     new ResizeObserver(() => this.#arrange()).observe(this.root);
+  }
+
+  /** NiiVue draws at once whatever changes, several times over where several things do. */
+  #drawOncePerFrame() {
+    const { nv } = this;
+    const draw = nv.drawScene.bind(nv);
+    const drawNow = () => {
+      draw();
+      this.#marks.update(nv, this.#radiological);
+      this.events.drawn(this);
+    };
+    const resize = nv.resizeListener.bind(nv);
+    nv.drawScene = perFrame(drawNow);
+    nv.resizeListener = () => {
+      resize(); // empties the canvas, so it is filled before it is shown
+      drawNow();
+    };
+  }
+
+  /** Whether WebGL is computed by the processor. */
+  get software() {
+    const { gl } = this.nv;
+    const info = gl.getExtension("WEBGL_debug_renderer_info");
+    return /swiftshader|llvmpipe|software|basic render/i.test(info ? gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
   }
 
   /** Shows images (copies made for this pane), the first as the ground of the others. */
@@ -175,11 +219,6 @@ export class Pane {
     this.nv?.cleanup();
     this.nv?.gl?.getExtension("WEBGL_lose_context")?.loseContext();
     this.root.remove();
-  }
-
-  #drawn() {
-    this.#marks.update(this.nv, this.#radiological);
-    this.events.drawn(this);
   }
 
   #arrange() {

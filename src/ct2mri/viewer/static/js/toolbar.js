@@ -19,11 +19,18 @@ export const SWITCHES = {
   crosshair: ["Crosshair", "H"],
 };
 
+/** Whether a switch is on; that of the 3D view is unless the processor would have to compute it. */
+export function isOn(state, name) {
+  return name === "withRender" && state.withRender === null ? state.software === false : state[name] === true;
+}
+
+export const toggle = (store, name) => store.set({ [name]: !isOn(store.state, name) });
+
 export function buildToolbar(store, viewer, host) {
   const buttons = [];
   const button = (name, value, [text, key], title) => {
-    const pressed = (state) => (value === undefined ? state[name] === true : state[name] === value);
-    const onclick = () => store.set({ [name]: value ?? !store.state[name] });
+    const pressed = (state) => (value === undefined ? isOn(state, name) : state[name] === value);
+    const onclick = () => (value === undefined ? toggle(store, name) : store.set({ [name]: value }));
     const made = el("button", { type: "button", title: `${title ?? text} (${key})`, "aria-keyshortcuts": key, onclick }, text);
     buttons.push({ made, pressed });
     return made;
@@ -46,7 +53,7 @@ export function buildToolbar(store, viewer, host) {
     for (const { made, pressed } of buttons) made.setAttribute("aria-pressed", String(pressed(state)));
     layouts[2].disabled = layersOfCase(state).length < 2;
   };
-  store.on(["layout", "plane", "withRender", "nearest", "crosshair", "radiological", "volumes", "case", "layers"], update);
+  store.on(["layout", "plane", "withRender", "software", "nearest", "crosshair", "radiological", "volumes", "case", "layers"], update);
   update(store.state);
 }
 

@@ -7,6 +7,7 @@ import { isImage, niivueLook, roleName } from "./looks.js";
 import { notice } from "./notices.js";
 import { Pane } from "./pane.js";
 import { recall, remember } from "./store.js";
+import { isOn } from "./toolbar.js";
 
 const MOST_PANES = 4;
 
@@ -26,10 +27,9 @@ export class Viewer {
       this.#starting = this.#starting.then(() => this.#update()).catch((error) => notice(error.message));
     });
     store.on(
-      ["volumes", "pending", "case", "layers", "layout", "plane", "withRender", "radiological", "nearest", "crosshair", "curtain"],
+      ["volumes", "pending", "case", "layers", "layout", "plane", "withRender", "software", "radiological", "nearest", "crosshair", "curtain"],
       () => this.#wanted(),
     );
-    this.#wanted();
   }
 
   /** The pane that keys move. */
@@ -72,8 +72,8 @@ export class Viewer {
     const wanted = this.#wantedPanes(state);
     this.images.keep(layersOfCase(state).map((layer) => layer.volume.id));
     // Graphics start while voxels are on their way; one pane is there even before the first volume is.
-    const panes = this.#startPanes(Math.max(wanted.length, 1));
-    await Promise.all([panes, ...wanted.flat().map((layer) => this.images.load(layer.volume))]);
+    const voxels = wanted.flat().map((layer) => this.images.load(layer.volume));
+    await Promise.all([...voxels, this.#startPanes(Math.max(wanted.length, 1))]);
     const layers = completed(state.layers, wanted.flat(), this.images);
     if (layers) {
       // Their windows are known only now; the change calls for another update.
@@ -137,6 +137,7 @@ export class Viewer {
       throw new Error("This browser shows no WebGL 2, which the images need.");
     }
     this.#panes.push(pane);
+    this.store.set({ software: pane.software });
   }
 
   #fill(pane, layers, ground, state) {
@@ -162,7 +163,7 @@ export class Viewer {
     }
     const view = {
       plane: state.plane,
-      withRender: state.withRender,
+      withRender: isOn(state, "withRender"),
       radiological: state.radiological,
       nearest: state.nearest,
       crosshair: state.crosshair,
