@@ -9,6 +9,7 @@ import pytest
 from ct2mri.cli import COMMANDS, main, parse
 from ct2mri.errors import RequestError
 
+TRANSLATE = ["translate", "ct.nii.gz", "-o", "mr.nii.gz"]
 TRAIN = ["--data", "DATA", "--output_dir", "RUN"]
 
 
@@ -26,6 +27,23 @@ def test_help_tells_every_argument(name, capsys):
     text = capsys.readouterr().out
     for field in fields(COMMANDS[name].takes):
         assert field.name in text
+
+
+def test_help_speaks_of_defaults_and_not_of_python_types(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([*name.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert not [
+            word for word in ("class", "Literal", "null", "type:", "True", "False") if word in text.split()
+        ]
+        assert "<class" not in text
+    with pytest.raises(SystemExit):
+        main(["train", "slices", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a prepared data set (required)" in text
+    assert "axial coronal sagittal)" in text
+    assert text.index("--crop_size") < text.index("--seed")  # its own before what all commands have
 
 
 def test_help_loads_no_heavy_library():
@@ -83,11 +101,22 @@ def test_unknown_commands_are_named_with_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["translate", "ct.nii.gz"], "required: output"),
-        (["translate", "ct.nii.gz", "-o", "mr.nii.gz", "--steps", "few"], "--steps cannot be few"),
-        (["translate", "ct.nii.gz", "-o", "mr.nii.gz", "--stepz", "3"], "--stepz"),
-        (["translate", "--data", "D", "-o", "O", "--split", "all"], "split takes one of ['train'"),
-        (["phantom", "OUT", "--anatomy", "foot"], "anatomy"),
+        (["translate", "ct.nii.gz"], "--output (-o) is missing"),
+        (["prepare"], "RAW and DATASET are missing"),
+        ([*TRANSLATE, "--steps", "few"], "--steps takes a whole number, got few"),
+        (
+            [*TRANSLATE, "--sampler", "dim"],
+            "--sampler takes ddpm, ddim, dpm-solver++, unipc or renoise, got dim",
+        ),
+        ([*TRANSLATE, "--stepz", "3"], "no option --stepz (did you mean --steps?)"),
+        ([*TRANSLATE, "--bananas"], "no option --bananas;"),
+        ([*TRANSLATE, "again.nii.gz"], "again.nii.gz is more than"),
+        (
+            ["translate", "--data", "D", "-o", "O", "--split", "all"],
+            "--split takes train, validation or test",
+        ),
+        (["prepare", "RAW", "SET", "--spacing", "1", "x", "1"], "--spacing takes finite numbers, got x"),
+        (["phantom", "OUT", "--anatomy", "foot"], "--anatomy takes head or pelvis, got foot"),
         (["train", "slices", *TRAIN, "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -132,7 +161,7 @@ def test_a_config_sets_defaults_that_flags_override(tmp_path):
     [
         ("vqvae: {}", "no section `slices`"),
         ("slices: {max_step: 3}", "did you mean max_steps"),
-        ("slices: {max_steps: many}", "max_steps takes int, got many"),
+        ("slices: {max_steps: many}", "section slices: max_steps takes a whole number, got many"),
         ("slices: [", "not valid YAML"),
     ],
 )
