@@ -149,8 +149,12 @@ def test_bad_requests(dataset, run, tmp_path):
         make(dataset, run, steps=0)
     with pytest.raises(RequestError, match="There is no data set"):
         make(tmp_path / "nowhere", run)
-    with pytest.raises(RequestError, match="The `slices` stage is missing"):
+    with pytest.raises(RequestError, match=r"nowhere is no run folder of `ct2mri train`"):
         make(dataset, tmp_path / "nowhere")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "pipeline.json").write_text("{}")
+    with pytest.raises(RequestError, match=r"model is a model; give the run folder"):
+        make(dataset, tmp_path / "model")
     with pytest.raises(RequestError, match="got abacus"):
         draft(DraftOptions(data=dataset, model=run, device="abacus"))
     (run / "fold-1" / "best").rename(tmp_path / "away")

@@ -55,6 +55,20 @@ def test_a_file_becomes_a_marked_file_on_its_grid(model, ct_file, tmp_path, caps
     assert "synthetic MR in arbitrary MR units" in capsys.readouterr().out
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(model, ct_file, tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way of a folder")
+    monkeypatch.setattr("ct2mri.translate.load_volume", None)  # not reached
+    for wanted in ({}, {"format": "dicom"}):
+        with pytest.raises(RequestError, match=r"Nothing can be written into .*file.*Not a directory"):
+            run(ct_file, blocked / "deeper" / ("mr" if wanted else "mr.nii.gz"), model, **wanted)
+    with pytest.raises(RequestError, match="Nothing can be written into"):
+        run(ct_file, tmp_path / "mr.nii.gz", model, samples=2, uncertainty=blocked / "spread.nii.gz")
+    with pytest.raises(RequestError, match="Nothing can be written into"):
+        run(ct_file.parent, blocked / "results", model)
+    assert names(tmp_path) == ["file"]
+
+
 def test_descriptions_fit_a_nifti_header():
     for words in (("ct", "mr"), ("mr", "ct"), ("a-long-word", "an-ünusual-one")):
         plan = tiny.plan(source_modality=words[0], target_modality=words[1])
@@ -409,6 +423,7 @@ def test_a_full_disk_leaves_no_half_file(model, tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "could not be written" in done.stderr.splitlines()[-1]
+    assert done.stderr.endswith(").\n")
     assert "Traceback" not in done.stderr
     assert list(out.iterdir()) == []
 

@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, a lost network drive, a folder without permission
         where = f" ({error.filename})" if error.filename else ""
-        print(f"ct2mri: {error.strerror or error}{where}.", file=sys.stderr)
+        what = str(error.strerror or error).removesuffix(".")
+        print(f"ct2mri: {what}{where}.", file=sys.stderr)
         return 1
     except (CasesLeftOutError, ProcessDiedError, TrainingDivergedError) as error:
         print(f"ct2mri: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.evaluation.metrics import Scores, evaluate_volumes, noise_floor
 from ct2mri.evaluation.pictures import picture_sheet
 from ct2mri.evaluation.tables import format_scores, format_table
-from ct2mri.files import write_json
+from ct2mri.files import require_place, write_json
 from ct2mri.options.translation import DemoOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult, starter_folder
 from ct2mri.translation_jobs import Job, do_job, settings_of
@@ -27,6 +27,7 @@ def demo(options: DemoOptions) -> None:
     Raises:
         RequestError: the user's CT cannot be read or is no CT, or the device is not there.
     """
+    require_place(options.output)
     ct = None if options.ct is None else load_volume(options.ct)
     if ct is not None:
         require_ct(ct)

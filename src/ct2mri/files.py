@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ct2mri.errors import RequestError
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -48,6 +50,25 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_place(folder: str | Path) -> None:
+    """Make sure that files can be made in a folder that is there or will be made: before the work, not after.
+
+    Raises:
+        RequestError: they can't.
+    """
+    place = Path(folder).absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"Nothing can be written into {folder} ({place}: {error.strerror}); "
+            "give another place for the output."
+        ) from error
 
 
 def sweep(path: str | Path) -> None:

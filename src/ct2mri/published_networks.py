@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise RequestError(f"There is no checkpoint at {path}.")
+        raise RequestError(f"There is no checkpoint at {path}; give a file that the authors published.")
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -88,7 +88,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise RequestError(
-                f"{path} holds no weights under model_parameters or model, only a dictionary with {key!r}."
+                f"{path} holds no weights under model_parameters or model, only a dictionary with {key!r}; "
+                "give a checkpoint that the authors published (of a run of `ct2mri train`, `ct2mri export` "
+                "makes a model)."
             )
         state[key.removeprefix("module.")] = value  # left by training on several GPUs
     return state

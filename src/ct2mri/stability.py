@@ -34,7 +34,7 @@ from ct2mri.evaluation.stability import (
 from ct2mri.evaluation.stability_report import format_stability
 from ct2mri.evaluation.statistics import SETTINGS as STATISTICS
 from ct2mri.evaluation.statistics import summarise_patients
-from ct2mri.files import atomic_path, write_json
+from ct2mri.files import atomic_path, require_place, write_json
 from ct2mri.options.evaluation import StabilityOptions
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 from ct2mri.pipeline_facts import FACTS
@@ -54,6 +54,7 @@ def stability(options: StabilityOptions) -> None:
             "--card writes into the model's folder, so --model must be one on this computer; "
             f"got {options.model or 'none'}."
         )
+    require_place(options.output)
     pipeline = TranslationPipeline.from_pretrained(
         starter_folder() if options.model is None else options.model, options.device
     )

@@ -49,10 +49,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        hint = f"; this is a run, its stage is {folder / 'best'}" if (folder / "best").is_dir() else ""
-        raise RequestError(
-            f"The `{name}` stage is missing: there is no {path}{hint}; copy or export the model again."
-        ) from error
+        raise RequestError(_without_stage(folder, name)) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RequestError(f"{path} is damaged ({error}); copy or export the model again.") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("format_version"), int):
@@ -63,6 +60,22 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
             f"{FORMAT_VERSION}; update ct2mri."
         )
     return facts
+
+
+def _without_stage(folder: Path, name: str) -> str:
+    """Why there is no stage in a folder, and what to do."""
+    if (folder / "best").is_dir():
+        return f"There is no {folder / STAGE_FACTS}; this is a run, its stage is {folder / 'best'}."
+    if folder.name == "best":  # of a run, as `draft`, `export` and `train latents` are given it
+        run = folder.parent
+        if (run / "pipeline.json").is_file():
+            return f"{run} is a model; give the run folder of `ct2mri train` that it was exported from."
+        if not (run / "run.json").is_file():
+            return f"{run} is no run folder of `ct2mri train`, since it holds no run.json; give one."
+        return f"{run} holds no validated weights yet (no {folder}); train on until its first validation."
+    return (
+        f"The `{name}` stage is missing: there is no {folder / STAGE_FACTS}; copy or export the model again."
+    )
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -21,6 +21,7 @@ from ct2mri.data.plan import MUST_AGREE, Plan
 from ct2mri.data.volume import Volume
 from ct2mri.dicom_results import dicom_modality
 from ct2mri.errors import RequestError
+from ct2mri.files import require_place
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import (
     TranslationPipeline,
@@ -126,6 +127,9 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         for path in (options.output, sidecar_of(options.output, dicom), options.uncertainty):
             if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
                 raise RequestError(f"{path} exists; give another name, or --overwrite to replace it.")
+    require_place(options.output.parent)
+    if options.uncertainty is not None:
+        require_place(options.uncertainty.parent)
     mask = None if options.mask is None else load_volume(options.mask)
     ct = load_volume(source)
     pipeline = _load_pipeline(options)
@@ -244,6 +248,9 @@ def _require_folders(options: TranslateOptions, why: str) -> None:
             raise RequestError(f"{why}, so --{name} must be a folder; {path} is a file name.")
     if options.uncertainty is not None and options.uncertainty.resolve() == options.output.resolve():
         raise RequestError(f"--output and --uncertainty are both {options.output}; give two folders.")
+    for path in (options.output, options.uncertainty):
+        if path is not None:
+            require_place(path)
 
 
 def _outputs(options: TranslateOptions, name: str) -> tuple[Path, Path | None]:

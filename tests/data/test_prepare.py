@@ -310,6 +310,15 @@ def write_pictures(root, patients=3):
     return root
 
 
+@pytest.mark.parametrize("inside", [".", "prepared"])
+def test_a_data_set_among_its_raw_data_is_refused(tmp_path, inside):
+    raw = write_raw(tmp_path / "raw", 3)
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(RequestError, match="would lie among the raw data"):
+        run(raw, raw / inside)
+    assert sorted(raw.rglob("*")) == before
+
+
 def test_pictures_become_volumes_one_voxel_thick(tmp_path):
     raw = write_pictures(tmp_path / "raw")
     dataset = run(raw, tmp_path / "set")

@@ -91,7 +91,7 @@ def test_a_baseline_is_exported_alone(tiny: Tiny, tmp_path: Path):
     train_baseline(tiny.baseline(tmp_path / "run", "mean"))
     with pytest.raises(RequestError, match="give --baseline alone, without --slices"):
         export(ExportOptions(output=tmp_path / "m", baseline=tmp_path / "run", slices=tmp_path / "run"))
-    with pytest.raises(RequestError, match="stage is missing"):
+    with pytest.raises(RequestError, match="nowhere is no run folder"):
         export(ExportOptions(output=tmp_path / "m", baseline=tmp_path / "nowhere"))
 
 

@@ -17,7 +17,7 @@ from training_tiny import Tiny
 
 from ct2mri.data.datasets import SliceDataset
 from ct2mri.errors import RequestError, TrainingDivergedError
-from ct2mri.training.fit import train_latents, train_slices, train_vqvae
+from ct2mri.training.fit import train_baseline, train_latents, train_slices, train_vqvae
 from ct2mri.training.module import StageModule
 from ct2mri.training.supervisor import Supervisor
 
@@ -180,6 +180,21 @@ def test_other_options_are_refused_and_never_starts_anew(tiny: Tiny, vqvae_run: 
     (run / "last.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(RequestError, match=r"last\.ckpt is damaged"):
         train_slices(tiny.slices(run, learning_rate=0.01, max_steps=9))
+
+
+@pytest.mark.parametrize("name", ["pictures", "best", "cases"])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_folder_of_something_else_is_left_as_it_is(
+    tiny: Tiny, tmp_path: Path, name: str, resume: str
+) -> None:
+    photo = tmp_path / name / "photo.png"
+    photo.parent.mkdir()
+    photo.write_bytes(b"of the family")
+    with pytest.raises(RequestError, match=f"holds {name} and is no run of `ct2mri train`"):
+        train_slices(tiny.slices(tmp_path, resume=resume))
+    with pytest.raises(RequestError, match=f"holds {name} and is no run of `ct2mri train`"):
+        train_baseline(tiny.baseline(tmp_path, "mean", resume=resume))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [photo]
 
 
 def test_a_nan_stops_the_run_and_ruins_nothing(

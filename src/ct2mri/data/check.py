@@ -22,7 +22,7 @@ from ct2mri.data.splits import read_splits
 from ct2mri.data.volume import Volume
 from ct2mri.data.workers import over_cases
 from ct2mri.errors import CasesLeftOutError, RequestError
-from ct2mri.files import read_json, write_json
+from ct2mri.files import read_json, require_place, write_json
 from ct2mri.options.data import CheckOptions, PrepareOptions
 
 FORMAT_VERSION = 1
@@ -37,8 +37,9 @@ def check(options: CheckOptions) -> None:
     """
     data = options.data
     is_prepared = (data / "plan.json").is_file() and (data / "cases").is_dir()
-    report = _check_prepared(options) if is_prepared else _check_raw(options)
     folder = options.output or data.resolve().parent / f"{data.resolve().name}-check"
+    require_place(folder)
+    report = _check_prepared(options) if is_prepared else _check_raw(options)
     write_json(folder / "check.json", as_json(report))
     write_page(report, folder / "check.html")
     print_report(report)
@@ -205,9 +206,10 @@ def print_report(report: DataReport) -> None:
             if finding.severity != "note":
                 print(f"{case.case_id}: {finding.severity}: {finding.text}")
     counts = report.counts()
+    number = len(report.cases)
     print(
-        f"{len(report.cases)} cases: {counts['error']} with errors, {counts['warning']} with warnings, "
-        f"{counts['note'] + counts['fine']} without either."
+        f"{number} {'case' if number == 1 else 'cases'}: {counts['error']} with errors, "
+        f"{counts['warning']} with warnings, {counts['note'] + counts['fine']} without either."
     )
     sys.stdout.flush()
 

@@ -60,6 +60,12 @@ def prepare(options: PrepareOptions) -> None:
         RequestError: the request contradicts itself or the data set's plan, or no case can be used.
         CasesLeftOutError: with `options.strict`, cases were left out; all others are prepared.
     """
+    place, given = options.dataset.resolve(), options.raw.resolve()
+    if place == given or given in place.parents:
+        raise RequestError(
+            f"The prepared data set {options.dataset} would lie among the raw data in {options.raw}; "
+            "give a folder elsewhere."
+        )
     raw = find_cases(options.raw, options)
     for note in raw.notes:
         print(f"Note: {note}")

@@ -111,8 +111,9 @@ def draw_split(patients: Sequence[str], validation_fraction: float, test_fractio
     needed = 1 + (validation_fraction > 0) + (test_fraction > 0)
     if len(patients) < needed:
         raise RequestError(
-            f"{len(patients)} usable patients cannot be split into training, validation and test; "
-            f"bring at least {needed}, or set --validation_fraction or --test_fraction to 0."
+            f"{len(patients)} usable {'patient' if len(patients) == 1 else 'patients'} cannot be split into "
+            f"training, validation and test; bring at least {needed}, or set --validation_fraction or "
+            "--test_fraction to 0."
         )
     validation = max(1, round(validation_fraction * len(patients))) if validation_fraction else 0
     test = max(1, round(test_fraction * len(patients))) if test_fraction else 0

@@ -14,7 +14,7 @@ from ct2mri.evaluation.compare_page import missing_lines, write_page
 from ct2mri.evaluation.evaluate import REPORT_FORMAT_VERSION, evaluation_of
 from ct2mri.evaluation.statistics import LEVEL, SETTINGS, compare_systems, summarise_patients
 from ct2mri.evaluation.tables import TABLE
-from ct2mri.files import atomic_path, read_json, write_json
+from ct2mri.files import atomic_path, read_json, require_place, write_json
 from ct2mri.options.evaluation import CompareOptions, EvaluateOptions, MeasureOptions
 
 COMPARISON_FORMAT_VERSION = 1
@@ -30,6 +30,8 @@ def compare(options: CompareOptions) -> None:
     Raises:
         RequestError: fewer than two systems, no case in common, or reports that were not measured alike.
     """
+    if options.output is not None:
+        require_place(options.output)
     comparison = comparison_of(options)
     print(format_comparison(comparison))
     if options.output is not None:

@@ -23,7 +23,7 @@ from ct2mri.evaluation.stability import read_stability
 from ct2mri.evaluation.stability_report import add_stability
 from ct2mri.evaluation.tables import format_report
 from ct2mri.evaluation.uncertainty import calibrate
-from ct2mri.files import atomic_path, write_json
+from ct2mri.files import atomic_path, require_place, write_json
 from ct2mri.options.evaluation import EvaluateOptions
 
 REPORT_FORMAT_VERSION = 2
@@ -39,6 +39,8 @@ def evaluate(options: EvaluateOptions) -> None:
         RequestError: nothing to compare with, nothing matches, grids differ, a voxel is not finite, or a
             preset for CT meets other images.
     """
+    if options.output is not None:
+        require_place(options.output)
     report = evaluation_of(options)
     print(format_report(report))
     if options.output is not None:

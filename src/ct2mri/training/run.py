@@ -25,6 +25,11 @@ from ct2mri.options.training import TrainOptions
 
 CHECKPOINT = "last.ckpt"
 
+# What a new run removes of an older one: nothing else may bear these names in its folder.
+_FILES = (CHECKPOINT, "train.csv", "validation.csv")
+_FOLDERS = ("best", "tensorboard", "pictures")
+_OF_DATA_SETS_AND_MODELS = ("cases", "pipeline.json")
+
 _ADVICE = "train into another folder, or anew with --resume never"
 
 CHANGEABLE = {
@@ -67,12 +72,25 @@ class RunFolder:
         """Where the whole state is kept."""
         return self.path / CHECKPOINT
 
+    def _require_run(self) -> None:
+        """Refuse a folder that holds something else, which a new run would remove or be mixed up with."""
+        if (self.path / "run.json").is_file():
+            return
+        for name in (*_FILES, *_FOLDERS, *_OF_DATA_SETS_AND_MODELS):
+            if (self.path / name).exists():
+                raise RequestError(
+                    f"{self.path} holds {name} and is no run of `ct2mri train` (it has no run.json); "
+                    "train into a folder of its own, with --output_dir."
+                )
+
     def steps_done(self) -> int:
         """Steps done by the run that is to be resumed; 0 where there is none.
 
         Raises:
-            RequestError: the folder holds a run with other options or of other data, or a damaged one.
+            RequestError: the folder holds something else, a run with other options or of other data, or a
+                damaged one.
         """
+        self._require_run()
         if self.options.resume == "never" or not self.checkpoint.is_file():
             return 0
         self._require_same(self.checkpoint)
@@ -86,8 +104,10 @@ class RunFolder:
         """Whether the folder holds this very run, done; for what is made at once, without a checkpoint.
 
         Raises:
-            RequestError: the folder holds a run with other options or of other data, or a damaged one.
+            RequestError: the folder holds something else, a run with other options or of other data, or a
+                damaged one.
         """
+        self._require_run()
         best = self.path / "best"
         if self.options.resume == "never" or not (best.is_dir() and (self.path / "run.json").is_file()):
             return False
@@ -118,9 +138,9 @@ class RunFolder:
     def clear(self) -> None:
         """Make the folder, and remove what an earlier run left there, so that nothing is mixed up."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (CHECKPOINT, "train.csv", "validation.csv"):
+        for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for name in ("best", "tensorboard", "pictures"):
+        for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def sweep(self) -> None:
