@@ -19,7 +19,7 @@ import torch
 from ct2mri.data.geometry import Box, crop_or_pad, grid_with_spacing, resample
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 from machine import hardware, table, versions

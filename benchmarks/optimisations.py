@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ct2mri import TranslationPipeline, __version__
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.pipeline import starter_folder
 from ct2mri.stages import LatentsStage, SlicesStage
 

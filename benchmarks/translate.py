@@ -26,7 +26,7 @@ from torch import nn
 from ct2mri import TranslationPipeline, Volume, __version__
 from ct2mri.data.geometry import Box, crop_or_pad
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import NoiseSettings, SeededNoise
 from ct2mri.models import VQVAE, ScalableUNet

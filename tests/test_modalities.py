@@ -12,8 +12,9 @@ from ct2mri.data.cases import write_case
 from ct2mri.data.intensity import body_mask
 from ct2mri.data.pairs import check_pair, prepare_target
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import Plan, Split, prepare_source
+from ct2mri.data.plan import Plan, Split
 from ct2mri.data.plausibility import fingerprint, measure_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.export import export

@@ -181,6 +181,14 @@ def test_what_is_no_ct_is_refused():
         pipeline(ct.with_array(ct.array + 1024))
 
 
+def test_what_is_no_volume_at_all_is_told():
+    pipeline = tiny.pipeline(latents=None)
+    for given in ("ct.nii.gz", tiny.ct().array):
+        with pytest.raises(TypeError, match=f"A Volume is needed, .* got {type(given).__name__}"):
+            pipeline(given)
+    assert repr(pipeline) == "TranslationPipeline(tiny: ct to mr by slices, on cpu)"
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_impossible_steps_are_refused_before_anything_is_done(steps):
     with pytest.raises(RequestError, match=f"1 to 1000 steps, got {steps}"):

@@ -13,7 +13,8 @@ from ct2mri import __version__
 from ct2mri.cli import main
 from ct2mri.data.cases import PreparedDataset, write_case
 from ct2mri.data.io import load_volume, save_volume
-from ct2mri.data.plan import Fingerprint, prepare_source
+from ct2mri.data.plan import Fingerprint
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units

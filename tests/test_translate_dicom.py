@@ -19,7 +19,7 @@ from ct2mri.cli import main
 from ct2mri.data.cases import write_case
 from ct2mri.data.geometry import to_sitk
 from ct2mri.data.io import load_volume, save_volume
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, units

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ct2mri import __version__
-from ct2mri.data.plan import Plan, Split, prepare_source, restore_to_input
+from ct2mri.data.plan import Plan, Split
+from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.volume import Volume
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
@@ -88,6 +89,12 @@ class TranslationPipeline:
         self.stages = list(stages)
         self.card = {"name": "unnamed", **(card or {})}
         self._share(Execution(precision="auto"))
+
+    def __repr__(self) -> str:
+        """Name, stages and modalities."""
+        kinds = " and ".join(stage.kind for stage in self.stages)
+        source, target = self.plan.source_modality, self.plan.target_modality
+        return f"TranslationPipeline({self.name}: {source} to {target} by {kinds}, on {self.device})"
 
     @property
     def name(self) -> str:
@@ -208,6 +215,9 @@ class TranslationPipeline:
         """
         from ct2mri.data.plausibility import require_finite, require_source, source_warnings
 
+        for given in (source, mask):
+            if not (given is None or isinstance(given, Volume)):  # of callers whose types nobody checks
+                raise TypeError(f"A Volume is needed, as load_volume gives it; got {type(given).__name__}.")
         self.check(num_inference_steps=num_inference_steps, sampler=sampler, samples=samples)
         with room_for(source, self.plan, self.execution, self.device):
             require_source(source, self.plan)

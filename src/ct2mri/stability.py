@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ct2mri import __version__
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.io import load_volume
-from ct2mri.data.plan import prepare_source, restore_to_input
+from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.changes import SEED, Change, changes_for

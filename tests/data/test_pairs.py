@@ -8,7 +8,8 @@ from ct2mri.data.geometry import resample, to_canonical
 from ct2mri.data.intensity import unscale_target
 from ct2mri.data.pairs import check_pair, prepare_target
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import Plan, Split, prepare_source
+from ct2mri.data.plan import Plan, Split
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 

@@ -5,7 +5,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from ct2mri.data.plan import Fingerprint, Plan, Split, prepare_source, restore_to_input
+from ct2mri.data.plan import Fingerprint, Plan, Split
+from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 

@@ -10,8 +10,9 @@ from PIL import Image
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.layouts import find_cases
-from ct2mri.data.plan import Plan, prepare_source, restore_to_input
+from ct2mri.data.plan import Plan
 from ct2mri.data.prepare import prepare
+from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.splits import draw_split
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError

@@ -14,7 +14,7 @@ from prepare_tiny import ellipsoid, run, write_patients
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import CasesLeftOutError, RequestError
 

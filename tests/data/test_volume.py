@@ -60,3 +60,8 @@ def test_grids_match_by_their_corners() -> None:
     assert not grid.matches(Grid((100, 100, 100), turned))
     assert grid.matches(Grid((100, 100, 100), turned), tolerance_mm=0.02)
     assert not grid.matches(Grid((100, 100, 99), np.eye(4)))
+
+
+def test_a_volume_shows_its_grid_and_not_its_voxels():
+    volume = Volume(np.zeros((30, 40, 5)), np.diag([-0.9375, 1.5, 3.0, 1.0]))
+    assert repr(volume) == "Volume(30×40×5 voxels of 0.9375×1.5×3 mm, LAS)"

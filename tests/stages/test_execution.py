@@ -6,7 +6,7 @@ import torch
 
 import tiny
 from ct2mri.data.phantom import draw_phantom
-from ct2mri.data.plan import prepare_source
+from ct2mri.data.replay import prepare_source
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.memory import resident_memory

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ct2mri.data.cases import UNFINISHED
+from ct2mri.data.intensity import AIR_HU
 from ct2mri.data.layouts import RawData
-from ct2mri.data.plan import AIR_HU, Plan, SourceUnits, Split, modality_in_hu
+from ct2mri.data.plan import Plan, SourceUnits, Split, modality_in_hu
 from ct2mri.data.plausibility import BODY_THRESHOLD, fingerprint
 from ct2mri.data.prepare_case import plan_hash
 from ct2mri.data.splits import ToldSplit, draw_split, only_adds, require_fractions, split_as_told

@@ -15,11 +15,11 @@ from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.dicom_pixels import PIXEL_KEYWORDS, read_planes
 from ct2mri.data.dicom_series import DicomScan, DicomSeries, find_series, scan_files
 from ct2mri.data.geometry import LPS_TO_RAS
+from ct2mri.data.intensity import AIR_HU
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 
 __all__ = [
-    "AIR_HU",
     "DicomOrigin",
     "DicomScan",
     "DicomSeries",
@@ -28,9 +28,6 @@ __all__ = [
     "load_series",
     "scan_files",
 ]
-
-AIR_HU = -1024.0
-"""What padding of a CT becomes: as far below tissue as CT scanners themselves count."""
 
 _SLICE_KEYWORDS = {*GEOMETRY_KEYWORDS, *DIFFERENCES, *PIXEL_KEYWORDS, "RescaleType", "LossyImageCompression"}
 _NO_SCANS = ("RTDOSE", "SEG")  # they lie in space as scans do, and beside them in exports of radiotherapy

@@ -1,11 +1,8 @@
 """DICOM out: a synthetic volume as a series of images that lies with the images it was made from."""
 
-import copy
 import re
-import uuid
 import warnings
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -14,65 +11,22 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from tqdm import tqdm
 
-from ct2mri import __version__
+from ct2mri.data.dicom_header import add_provenance, add_series, add_source, code_item, fresh_uid
 from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.geometry import LPS_TO_RAS
+from ct2mri.data.intensity import AIR_HU
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder
-
-MANUFACTURER = "ct2mri"
 
 _OUR_FILES = re.compile(r"synthetic-\d{5,}\.dcm")
 _LARGEST = 2**16 - 1  # of an unsigned 16 bit pixel
 # Headers that round directions to four decimals shear a grid by so much; it is put straight.
 _SHEAR_TOLERANCE_MM = 0.05
-_LOWEST_HU = -1024.0  # stored as 0, as CT scanners do
-_SERIES_NUMBER = 9001  # viewers sort by it: after the series of scanners
 _CT_WINDOW = (40.0, 400.0)  # centre and width: soft tissue
-
-# What a result has in common with its source, beside the attributes of a clinical trial (group 0012).
-_OF_THE_PATIENT = (
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "OtherPatientIDsSequence",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-)
-_OF_THE_STUDY = (
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "StudyDescription",
-    "ReferringPhysicianName",
-)
-_OF_THE_FRAME = ("FrameOfReferenceUID", "PositionReferenceIndicator")
-# These say nothing of who the patient is.
-_OF_THE_IMAGE = ("PatientPosition", "BodyPartExamined", "Laterality")
-
-# Must be there, and may be empty where they are not known (type 2 of the standard).
-_MAY_BE_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-    "PatientPosition",
-)
 
 
 def save_dicom_series(
@@ -123,9 +77,9 @@ def save_dicom_series(
     with disable_value_validation(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = Dataset()
-        _add_source(header, origin, anonymize)
-        _add_series(header, series_description, model)
-        _add_provenance(header, origin, derivation, model, anonymize)
+        add_source(header, origin, anonymize)
+        add_series(header, series_description, model)
+        add_provenance(header, origin, derivation, model, anonymize)
         rescale = _add_pixel_rules(header, volume, modality, mr_factor(volume) if factor is None else factor)
         _add_modality(header, modality)
         _add_orientation(header, affine)
@@ -201,83 +155,7 @@ def straight_affine(grid: Grid) -> NDArray[np.float64]:
     return straight
 
 
-# --- what is the same in all images ----------------------------------------------------------------------
-
-
-def _add_source(header: Dataset, origin: DicomOrigin | None, anonymize: bool) -> None:
-    """Patient, study and frame of reference: the source's, or fresh ones."""
-    source = Dataset() if origin is None else origin.header
-    kept: tuple[str, ...] = _OF_THE_IMAGE
-    if not anonymize:
-        kept += ("SpecificCharacterSet", *_OF_THE_PATIENT, *_OF_THE_STUDY, *_OF_THE_FRAME)
-        for element in source.group_dataset(0x0012):
-            if element.tag.element < 0x0070:  # above are attributes of the series
-                header.add(copy.deepcopy(element))
-    for keyword in kept:
-        if keyword in source:
-            header.add(copy.deepcopy(source[keyword]))
-    if origin is None or anonymize:
-        made_up = uuid.uuid4().hex[:12]
-        header.PatientName, header.PatientID = f"ct2mri^{made_up}", f"ct2mri-{made_up}"
-    if anonymize:
-        header.PatientIdentityRemoved = "YES"
-        header.DeidentificationMethod = "ct2mri: only modality, geometry and pixels written, fresh UIDs"
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in header:
-            setattr(header, keyword, None)
-    if "BodyPartExamined" not in header and "Laterality" not in header:
-        header.Laterality = None  # may be a paired part of the body, for all that is known
-    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not header.get(keyword):
-            setattr(header, keyword, _fresh_uid())
-
-
-def _add_series(header: Dataset, description: str, model: str) -> None:
-    header.SeriesInstanceUID = _fresh_uid()
-    header.SeriesNumber = _SERIES_NUMBER
-    header.SeriesDescription = _text(description, 64)
-    header.Manufacturer = MANUFACTURER
-    header.ManufacturerModelName = _text(model, 64)
-    header.SoftwareVersions = __version__
-
-
-def _add_provenance(
-    header: Dataset, origin: DicomOrigin | None, derivation: str, model: str, anonymize: bool
-) -> None:
-    """That the images are synthetic, how they were made, and by which machines."""
-    source = Dataset() if origin is None else origin.header
-    header.SyntheticData = "YES"
-    header.BurnedInAnnotation = "NO"
-    header.DerivationDescription = _text(derivation, 900)
-    header.ImageComments = _text(derivation, 900)
-    drawer = Dataset()
-    drawer.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    drawer.Manufacturer = MANUFACTURER
-    drawer.ManufacturerModelName = _text(model, 64)
-    drawer.SoftwareVersions = __version__
-    drawer.ContributionDescription = "Drew these synthetic images; nothing was acquired"
-    equipment = [drawer]
-    if source.get("Manufacturer"):
-        scanner = Dataset()
-        scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
-        scanner.Manufacturer = source.Manufacturer
-        if source.get("ManufacturerModelName"):
-            scanner.ManufacturerModelName = source.ManufacturerModelName
-        scanner.ContributionDescription = "Acquired the images that these were drawn from"
-        equipment.insert(0, scanner)
-    if not anonymize:
-        equipment = [*copy.deepcopy(source.get("ContributingEquipmentSequence", [])), *equipment]
-        now = datetime.now()
-        drawer.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
-        for of_what in ("InstanceCreation", "Series", "Content"):
-            setattr(header, f"{of_what}Date", now.strftime("%Y%m%d"))
-            setattr(header, f"{of_what}Time", now.strftime("%H%M%S"))
-    header.ContributingEquipmentSequence = equipment
-    # Lossy compression is never undone: images drawn from such images keep its mark.
-    if source.get("LossyImageCompression") == "01":
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if keyword in source:
-                header.add(copy.deepcopy(source[keyword]))
+# --- what is the same in all images, beside `dicom_header` -----------------------------------------------
 
 
 def _add_pixel_rules(
@@ -298,7 +176,7 @@ def _add_pixel_rules(
         upper = factor * float(np.percentile(shown, 99.5)) if shown.size else 1.0
         centre, width = upper / 2, max(1.0, upper)
     else:
-        factor, intercept = 1.0, int(np.floor(min(_LOWEST_HU, lowest)))
+        factor, intercept = 1.0, int(np.floor(min(AIR_HU, lowest)))  # air is stored as 0, as CT scanners do
         header.RescaleType = "HU"
         centre, width = _CT_WINDOW
     if factor * highest - intercept > _LARGEST:
@@ -363,7 +241,7 @@ def _write_images(
         tqdm(order, desc="Writing DICOM", unit="image", delay=2, leave=False), start=1
     ):
         position = affine[:3, 2] * k + affine[:3, 3]
-        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _fresh_uid()
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = fresh_uid()
         header.InstanceNumber = number
         header.ImagePositionPatient = _decimals(position)
         header.SliceLocation = _decimals([float(position @ normal)])[0]
@@ -382,25 +260,10 @@ def _source_image(origin: DicomOrigin, k: int) -> Dataset:
     if origin.frame_numbers is not None:
         image.ReferencedFrameNumber = origin.frame_numbers[k]
     image.SpatialLocationsPreserved = "YES"
-    image.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    image.PurposeOfReferenceCodeSequence = [
+        code_item("121322", "Source image for image processing operation")
+    ]
     return image
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    """A code of DICOM's own terminology (PS3.16)."""
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
-
-
-def _fresh_uid() -> UID:
-    return generate_uid(prefix=None)  # 2.25 and a random number: needs no registered root
-
-
-def _text(text: str, length: int) -> str:
-    """Text as DICOM's short fields take it: ASCII on one line, without backslashes, which part values."""
-    line = " ".join(text.replace("\\", "/").split())
-    return line.encode("ascii", "replace").decode()[:length].rstrip()
 
 
 def _decimals(numbers: Iterable[float]) -> list[str]:

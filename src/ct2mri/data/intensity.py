@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from ct2mri.errors import RequestError
 
+AIR_HU = -1024.0
+"""What lies outside a CT's field of view: as far below tissue as CT scanners themselves count."""
+
 # A scaled target is held to multiples of this, 65 536 steps from 0 to its reference: far finer than any
 # scanner's noise, and coarse enough to swallow the rounding by which a scanner's gain would show.
 TARGET_STEP = 2.0**-16

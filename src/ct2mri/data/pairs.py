@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ct2mri.data.geometry import grid_with_spacing, resample
 from ct2mri.data.intensity import (
+    AIR_HU,
     TARGET_STEP,
     border_padding,
     defaced,
@@ -14,16 +15,9 @@ from ct2mri.data.intensity import (
     scale_target,
     target_reference,
 )
-from ct2mri.data.plan import (
-    AIR_HU,
-    ZSCORE_REACH,
-    Plan,
-    PreparedSource,
-    SourceUnits,
-    TargetUnits,
-    modality_is_mr,
-)
+from ct2mri.data.plan import ZSCORE_REACH, Plan, SourceUnits, TargetUnits, modality_is_mr
 from ct2mri.data.plausibility import require_ct, require_finite, require_no_ct
+from ct2mri.data.replay import PreparedSource
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ct2mri.data.plan import AIR_HU, Fingerprint, Plan, SourceUnits
+from ct2mri.data.intensity import AIR_HU
+from ct2mri.data.plan import Fingerprint, Plan, SourceUnits
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ct2mri.data.cases import CASE_FORMAT_VERSION, PreparedCase, write_case
 from ct2mri.data.layouts import RawCase
 from ct2mri.data.pairs import PreparedTarget, prepare_target
-from ct2mri.data.plan import Plan, PreparedSource, prepare_source
+from ct2mri.data.plan import Plan
+from ct2mri.data.replay import PreparedSource, prepare_source
 from ct2mri.data.survey import check_case, refuse_unlike, target_contrast
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError

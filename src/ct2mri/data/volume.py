@@ -81,6 +81,12 @@ class Volume:
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", affine)
 
+    def __repr__(self) -> str:
+        """Shape, spacing and orientation: voxels by the thousand help nobody."""
+        shape = "×".join(str(number) for number in self.spatial_shape)
+        spacing = "×".join(f"{edge:.4g}" for edge in self.spacing)
+        return f"Volume({shape} voxels of {spacing} mm, {self.orientation})"
+
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
         """Voxels along i, j, k."""

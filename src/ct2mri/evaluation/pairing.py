@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.geometry import resample
-from ct2mri.data.intensity import unscale_target, unscale_window
+from ct2mri.data.intensity import AIR_HU, unscale_target, unscale_window
 from ct2mri.data.io import is_volume_path, load_volume, volume_stem
 from ct2mri.data.plan import ZSCORE_REACH, Plan
 from ct2mri.data.volume import Grid, Volume
@@ -20,7 +20,6 @@ from ct2mri.evaluation.regions import as_labels
 from ct2mri.files import read_json
 
 TARGET_PERCENTILE = 99.5
-AIR_HU = -1024.0
 HU_RANGE = 4095.0
 """Range of a stored CT, −1024 to 3071 HU: the peak of PSNR where no plan says another."""
 
