@@ -296,6 +296,18 @@ def test_the_model_card(folder):
     assert text.startswith("---\nlibrary_name: ct2mri\n")
 
 
+def test_the_model_card_tells_each_training_by_itself_and_no_more_digits_than_are_worth(tmp_path):
+    run = {"steps": 700, "best": {"step": 525, "score": 0.05756840109825134}, "seed": 0}
+    pipeline = tiny.pipeline(latents=None)
+    pipeline.card["training"] = {"slices": {"steps": 6, "seed": 1}, "latents": run}
+    pipeline.write_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert (
+        "- Training: slices: steps 6, seed 1; latents: steps 700, best (step 525, score 0.05757), seed 0\n"
+        in text
+    )
+
+
 @pytest.mark.parametrize(
     "missing",
     [

@@ -114,6 +114,14 @@ def _words(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(str(key)).lower()} {_value(part)}" for key, part in value.items())
-    return str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, Mapping):
+        return str(value)
+    named = {_words(str(key)).lower(): part for key, part in value.items()}
+    if all(isinstance(part, Mapping) for part in named.values()):
+        return "; ".join(f"{name}: {_value(part)}" for name, part in named.items())
+    return ", ".join(
+        f"{name} ({_value(part)})" if isinstance(part, Mapping) else f"{name} {_value(part)}"
+        for name, part in named.items()
+    )

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ def _enough_memory(case_id: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """Files that are given beside predictions and targets, by case."""
+
+    true_labels: dict[str, Path]
+    predicted_labels: dict[str, Path]
+    spreads: dict[str, Path]
+
+
 def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
     """What `evaluate` writes as evaluation.json; docs/evaluation.md explains its fields.
 
@@ -70,11 +79,13 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
     """
     matches, load = _pairs(options)
     people = _people(options.cases, matches.case_ids)
-    true_labels = counterparts(options.labels, "labels", matches.case_ids)
-    predicted_labels = counterparts(options.predicted_labels, "labels", matches.case_ids)
-    spreads = counterparts(options.uncertainty, "spread", matches.case_ids)
+    beside = _Beside(
+        counterparts(options.labels, "labels", matches.case_ids),
+        counterparts(options.predicted_labels, "labels", matches.case_ids),
+        counterparts(options.uncertainty, "spread", matches.case_ids),
+    )
     stability = None if options.stability is None else read_stability(options.stability)
-    if predicted_labels and not true_labels:
+    if beside.predicted_labels and not beside.true_labels:
         raise RequestError("--predicted_labels are compared with --labels; give both.")
     cases: list[dict[str, Any]] = []
     in_hu = False
@@ -84,48 +95,8 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
             if pair.case_id in people:
                 patient_id, centre = people[pair.case_id]
                 pair = replace(pair, patient_id=patient_id, centre=centre)
-            remarks = list(pair.notes)
-            labels = None
-            if true_labels:
-                true, said = labels_of(true_labels[pair.case_id], pair.grid)
-                remarks += said
-                predicted = None
-                if predicted_labels:
-                    predicted, said = labels_of(predicted_labels[pair.case_id], pair.grid)
-                    remarks += said
-                labels = Labels(true, predicted)
-            try:
-                measured, floor = measure(pair, labels, options.preset)
-                groups: dict[str, list[float]] = {}
-                if spreads:
-                    spread, samples, said = spread_of(spreads[case_id], pair, options.resample)
-                    remarks += said
-                    calibration = calibrate(pair.prediction, pair.target, spread, pair.mask, samples)
-                    measured.add("uncertainty", calibration.values, calibration.notes)
-                    measured.settings["uncertainty"] = calibration.settings
-                    groups = calibration.groups
-            except RequestError as error:
-                raise RequestError(f"Case {pair.case_id}: {error}") from error
-        in_hu = pair.in_hu
-        cases.append(
-            {
-                "case_id": pair.case_id,
-                "patient_id": pair.patient_id,
-                "centre": pair.centre,
-                "voxels": int(pair.mask.sum()),
-                "spacing": list(pair.grid.spacing),
-                "shape": list(pair.grid.shape),
-                "orientation": pair.grid.orientation,
-                "values": measured.values,
-                "notes": measured.notes,
-                "settings": measured.settings,
-                "factors": pair.factors,
-                "remarks": remarks,
-                "profiles": measured.profiles,
-                "spread_groups": groups,
-                "noise_floor": {"values": floor.values, "notes": floor.notes},
-            }
-        )
+            in_hu = pair.in_hu
+            cases.append(_measured_case(pair, beside, options))
     names = list(dict.fromkeys(name for case in cases for name in case["values"]))
     centres = sorted({case["centre"] for case in cases if case["centre"] is not None})
     report = {
@@ -150,6 +121,53 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
     if stability is not None:
         add_stability(report, stability)
     return report
+
+
+def _measured_case(pair: Pair, beside: _Beside, options: EvaluateOptions) -> dict[str, Any]:
+    """What evaluation.json holds of one case.
+
+    Raises:
+        RequestError: the images cannot be measured so.
+    """
+    remarks = list(pair.notes)
+    labels = None
+    if beside.true_labels:
+        true, said = labels_of(beside.true_labels[pair.case_id], pair.grid)
+        remarks += said
+        predicted = None
+        if beside.predicted_labels:
+            predicted, said = labels_of(beside.predicted_labels[pair.case_id], pair.grid)
+            remarks += said
+        labels = Labels(true, predicted)
+    try:
+        measured, floor = measure(pair, labels, options.preset)
+        groups: dict[str, list[float]] = {}
+        if beside.spreads:
+            spread, samples, said = spread_of(beside.spreads[pair.case_id], pair, options.resample)
+            remarks += said
+            calibration = calibrate(pair.prediction, pair.target, spread, pair.mask, samples)
+            measured.add("uncertainty", calibration.values, calibration.notes)
+            measured.settings["uncertainty"] = calibration.settings
+            groups = calibration.groups
+    except RequestError as error:
+        raise RequestError(f"Case {pair.case_id}: {error}") from error
+    return {
+        "case_id": pair.case_id,
+        "patient_id": pair.patient_id,
+        "centre": pair.centre,
+        "voxels": int(pair.mask.sum()),
+        "spacing": list(pair.grid.spacing),
+        "shape": list(pair.grid.shape),
+        "orientation": pair.grid.orientation,
+        "values": measured.values,
+        "notes": measured.notes,
+        "settings": measured.settings,
+        "factors": pair.factors,
+        "remarks": remarks,
+        "profiles": measured.profiles,
+        "spread_groups": groups,
+        "noise_floor": {"values": floor.values, "notes": floor.notes},
+    }
 
 
 def pictures_of(options: EvaluateOptions, report: dict[str, Any]) -> list[CasePictures]:
