@@ -33,9 +33,9 @@ def test_bf16_stays_near_float32():
     rounded = pipeline.compute_with(precision="bf16").sample(source, mask=mask)
     assert exact.draft is not None and rounded.draft is not None
     assert not np.array_equal(exact.mean, rounded.mean)
-    assert psnr(rounded.draft, exact.draft, mask) > 45
-    # What rounding does to the draft moves some latents to other codes: 44.4 dB.
-    assert psnr(rounded.mean, exact.mean, mask) > 43
+    # What rounding does to the draft moves some latents to other codes, so that the result errs more.
+    assert psnr(rounded.draft, exact.draft, mask) > 50
+    assert psnr(rounded.mean, exact.mean, mask) > 45
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

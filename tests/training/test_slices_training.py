@@ -172,7 +172,9 @@ def test_gradients_of_several_batches_are_those_of_all_at_once(
     expected = [p.grad for p in module.model.parameters() if p.grad is not None]
     assert len(seen) == len(expected) > 50
     for ours, whole in zip(seen, expected, strict=True):
-        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-7)
+        # Against the largest entry: the small ones are what is left of large sums, whose order may differ.
+        scale = max(float(whole.abs().max()), 1e-2)
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("saving", [False, True])

@@ -42,8 +42,8 @@ def require(holds: bool, sentence: str) -> None:
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast leaves float32 operations on `tensor`'s device alone.
 
-    The first and the last layers run in it: one bfloat16 step of a CT at brain level is as wide as half the
-    difference between grey and white matter.
+    The first and the last layers and residual blocks run in it: one bfloat16 step of a CT at brain level is
+    as wide as half the difference between grey and white matter, and of all layers these round results most.
     """
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device):  # e.g. "meta", on which costs are estimated
@@ -88,12 +88,19 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3-convolutions with the time added between them, plus the input."""
+    """Two normalised 3-convolutions with the time added between them, plus the input; `exact`: in float32."""
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, time_channels: int, num_groups: int
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        num_groups: int,
+        exact: bool = False,
     ) -> None:
         super().__init__()
+        self.exact = exact
         self.norm_1 = GroupNorm(num_groups, in_channels)
         self.conv_1 = convolution(spatial_dims, in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_channels, out_channels)
@@ -105,6 +112,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, in_channels, *spatial) and time embedding (B, time_channels) → (B, out_channels, *spatial)."""
+        if not self.exact:
+            return self._compute(x, time)
+        with full_precision(x):
+            return self._compute(x.to(self.conv_1.weight.dtype), time)
+
+    def _compute(self, x: Tensor, time: Tensor) -> Tensor:
         hidden = self.conv_1(functional.silu(self.norm_1(x)))
         shift = self.time(functional.silu(time))  # (B, out_channels)
         hidden = hidden + shift.reshape(shift.shape + (1,) * (x.ndim - 2))
@@ -164,9 +177,12 @@ class AttentionResidualBlock(nn.Module):
         time_channels: int,
         num_groups: int,
         num_heads: int | None,
+        exact: bool = False,
     ) -> None:
         super().__init__()
-        self.residual = ResidualBlock(spatial_dims, in_channels, out_channels, time_channels, num_groups)
+        self.residual = ResidualBlock(
+            spatial_dims, in_channels, out_channels, time_channels, num_groups, exact
+        )
         self.attention: nn.Module = nn.Identity()
         if num_heads is not None:
             self.attention = SelfAttention(spatial_dims, out_channels, num_heads, num_groups)

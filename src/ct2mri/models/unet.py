@@ -37,6 +37,7 @@ class EncoderLevel(nn.Module):
         num_res_blocks: int,
         num_groups: int,
         num_heads: int | None,
+        first: bool,
         last: bool,
     ) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class EncoderLevel(nn.Module):
                 time_channels,
                 num_groups,
                 num_heads,
+                exact=first and block == 0,
             )
             for block in range(num_res_blocks)
         )
@@ -95,6 +97,7 @@ class Encoder(nn.Module):
                 num_res_blocks,
                 num_groups,
                 num_heads[level],
+                first=level == 0,
                 last=level == len(widths) - 1,
             )
             for level in range(len(widths))
@@ -138,6 +141,7 @@ class DecoderLevel(nn.Module):
                 time_channels,
                 num_groups,
                 num_heads,
+                exact=last and block == len(skip_channels) - 1,
             )
             for block, skip in enumerate(skip_channels)
         )
