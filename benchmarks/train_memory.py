@@ -22,6 +22,8 @@ from ct2mri.training.latents import LatentsModule
 from ct2mri.training.vqvae import VqvaeModule
 from machine import hardware, peak_memory, table, versions
 
+WINDOWS = 2
+
 
 def one_step(arguments: argparse.Namespace, checkpointing: bool) -> dict[str, float]:
     """GiB at the peak, and seconds, of a step of the preset's 3D stage."""
@@ -30,16 +32,19 @@ def one_step(arguments: argparse.Namespace, checkpointing: bool) -> dict[str, fl
     options = replace(options, gradient_checkpointing=checkpointing)
     vqvae = VqvaeModule(parse("train vqvae", words)).model
     device = torch.device(arguments.device)
-    module = LatentsModule(options, vqvae, windows=2).to(device)
+    module = LatentsModule(options, vqvae, windows=WINDOWS).to(device)
     average = [parameter.detach().clone() for parameter in module.parameters()]
     optimiser = torch.optim.AdamW(module.parameters())
     items, shape = arguments.batch_size, [edge // vqvae.factor for edge in arguments.shape]
+    encoded = [part for part in options.condition if part != "windows"]
     batch = {
         "target": torch.randn(items, vqvae.embedding_dim, *shape, device=device),
-        "condition": torch.randn(items, vqvae.embedding_dim, *shape, device=device),
+        "condition": torch.randn(items, len(encoded) * vqvae.embedding_dim, *shape, device=device),
         "weight": torch.ones(items, 1, *shape, device=device),
         "key": torch.tensor([[0, place] for place in range(items)]),
     }
+    if "windows" in options.condition:
+        batch["windows"] = torch.randn(items, WINDOWS, *arguments.shape, device=device)
     start = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
         loss = module.loss(batch)

@@ -173,7 +173,7 @@ class StageModule(lightning.LightningModule):
             lr=options.learning_rate,
             betas=self.betas,
             weight_decay=options.weight_decay,
-            fused=self.device.type == "cuda",
+            fused=True,
         )
 
         def factor(step: int) -> float:
