@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from ct2mri import TranslationPipeline
-from ct2mri.data.plan import Plan, prepare_source
+from ct2mri.data.plan import Plan
+from ct2mri.data.replay import prepare_source
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import NoiseSettings
 from ct2mri.models import VQVAE, ScalableUNet
