@@ -13,6 +13,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
+from ct2mri.viewer.archives import SUFFIXES
 
 _PAUSE = 0.5
 
@@ -60,12 +61,14 @@ class ViewerClient:
     def upload(self, path: str | Path) -> str:
         """Send a volume file, or a DICOM series as a zip or a folder; returns the volume's identifier."""
         path = Path(path)
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = _series_files(path) if path.is_dir() else [path]
         kind = "dicom" if path.is_dir() else "file"
         upload = self._json("POST", "/api/uploads", {"name": path.name, "kind": kind})["id"]
-        for file in files:
+        for number, file in enumerate(files, 1):
+            # Of a name the server uses the suffix alone, and names may be patients': not for an address.
+            suffix = next((s for s in (*SUFFIXES, ".mhd") if file.name.lower().endswith(s)), "")
             with file.open("rb") as body:
-                self._json("PUT", f"/api/uploads/{upload}/files?{urlencode({'name': file.name})}", body)
+                self._json("PUT", f"/api/uploads/{upload}/files?name={number}{suffix}", body)
         record = self._json("POST", f"/api/uploads/{upload}/finish")
         while record["state"] == "reading":
             time.sleep(_PAUSE)
@@ -171,3 +174,9 @@ class ViewerClient:
                 f"The viewer at {self._base} cannot be reached; is `ct2mri view` still running?"
             ) from error
         return answer
+
+
+def _series_files(folder: Path) -> list[Path]:
+    """The files of a series, without what file managers and other programs leave beside them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if not file.name.startswith(".") and file.name.upper() != "DICOMDIR"]

@@ -85,6 +85,7 @@ class Library:
         self.work = root / WORK
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
+        self._promised: set[str] = set()
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
         for folder in sorted([*root.glob("volumes/*"), *root.glob("jobs/*")]):
@@ -157,9 +158,13 @@ class Library:
         return [entry for entry in entries if entry.data.is_file()]
 
     def new_group(self, name: str) -> str:
-        """A name for a case that no other has."""
-        taken = {entry.stored.described.group for entry in self.entries()}
-        return next(group for group in chain([name], (f"{name} {n}" for n in count(2))) if group not in taken)
+        """A name for a case that no other has or, while its volume is being read, is going to have."""
+        with self._lock:
+            taken = self._promised | {entry.stored.described.group for entry in self.entries()}
+            names = chain([name], (f"{name} {n}" for n in count(2)))
+            group = next(each for each in names if each not in taken)
+            self._promised.add(group)
+            return group
 
     def truth_of(self, entry: Entry) -> Entry | None:
         """The true volume of the case of a volume, on the same grid."""

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import webbrowser
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import uvicorn
@@ -16,6 +16,7 @@ from ct2mri.hub import resolve_pretrained
 from ct2mri.options.evaluation import ViewOptions
 from ct2mri.viewer.app import create_app
 from ct2mri.viewer.archives import SUFFIXES
+from ct2mri.viewer.door import door
 from ct2mri.viewer.given import recognise
 from ct2mri.viewer.jobs import Jobs
 from ct2mri.viewer.library import Library
@@ -149,6 +150,8 @@ def serve(viewer: Viewer, listening: socket.socket, host: str, token: str, brows
     named = socket.gethostname() if everywhere else host
     address = f"http://{f'[{named}]' if ':' in named else named}:{port}/?token={token}"
 
+    while_serving = ExitStack()
+
     def ready() -> None:
         print(f"The viewer is at {address}", flush=True)
         print(f"Results are kept in {viewer.results}. Ctrl-C ends it.", flush=True)
@@ -159,7 +162,7 @@ def serve(viewer: Viewer, listening: socket.socket, host: str, token: str, brows
                 flush=True,
             )
         if browser:
-            webbrowser.open(address)
+            webbrowser.open(while_serving.enter_context(door(viewer.results, address)))
 
     app = Gate(
         create_app(viewer, ready), token=token, port=port, hosts=frozenset(hosts), any_address=everywhere
@@ -173,5 +176,5 @@ def serve(viewer: Viewer, listening: socket.socket, host: str, token: str, brows
         ws="none",
         timeout_graceful_shutdown=3,
     )
-    with suppress(KeyboardInterrupt):  # the way to end it
+    with while_serving, suppress(KeyboardInterrupt):  # the way to end it
         _Server(config, viewer).run([listening])

@@ -6,6 +6,7 @@ import { refreshVolumes } from "./images.js";
 import { announce, attempt, notice } from "./notices.js";
 
 const VOLUME_FILE = /\.(nii|nii\.gz|nrrd|mha|zip)$/i;
+const SUFFIX = /\.(nii|nii\.gz|nrrd|mha|zip|dcm)$/i;
 const HIDDEN_FILE = /(^|\/)(\.[^/]*|Thumbs\.db|DICOMDIR)$/i;
 
 export class Opening {
@@ -144,8 +145,10 @@ async function sendAll(id, entries, signal, onSent) {
     while (next < entries.length) {
       const index = next++;
       const { file, path } = entries[index];
+      // Of the name only the suffix matters there, and names may be patients': they do not belong into an address.
+      const suffix = path.match(SUFFIX)?.[0] ?? "";
       await put(
-        `/api/uploads/${id}/files?name=${encodeURIComponent(path)}`,
+        `/api/uploads/${id}/files?name=${index + 1}${suffix}`,
         file,
         (bytes) => {
           sent[index] = Math.min(bytes, file.size);
