@@ -78,7 +78,8 @@ def open_page(chromium: Any, address: str, *, ignore: str | None = None, **conte
         yield opened
     finally:
         browser_context.close()
-    assert [words for words in said if ignore is None or ignore not in words] == []
+    heard = [words for words in said if ignore is None or ignore not in words]
+    assert heard == [], heard
 
 
 def until(page: Any, expression: str, seconds: float = WAIT_MS / 1000) -> None:

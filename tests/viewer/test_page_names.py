@@ -45,6 +45,7 @@ def test_names_of_files_are_in_no_title_address_or_log(chromium: Any, tmp_path: 
         open_page(chromium, server.address, ignore="Failed to load resource") as page,
     ):
         page.on("request", lambda request: seen.append(request.url))
+        wait_for_images(page)
         page.reload(wait_until="commit")
         until(page, "document.querySelectorAll('#case option').length === 3")
         wait_for_images(page)

@@ -41,11 +41,11 @@ _HEADERS = {
 _LOCKED = "This needs the token: open the address that `ct2mri view` printed, or send it as a Bearer token."
 _ENTRANCE = (
     b'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">'
-    b'<title>ct2mri viewer</title><p><a href="/">To the viewer</a></p></html>'
+    b'<link rel="icon" href="data:,"><title>ct2mri viewer</title><p><a href="/">To the viewer</a></p></html>'
 )
 _LOCKED_PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>ct2mri viewer</title>'
-    "<h1>This page is locked</h1><p>Open the whole address that <code>ct2mri view</code> printed in its "
+    '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">'
+    "<title>ct2mri viewer</title><h1>This page is locked</h1><p>Open the whole address that <code>ct2mri view</code> printed in its "
     "terminal; it ends with a token.</p></html>"
 )
 
