@@ -145,6 +145,11 @@ const SHEET = {
     ["Right button", "Window of the lowest layer: across for width, up and down for level"],
     ["Shift and left button", "Move the image"],
   ],
+  Fingers: [
+    ["One", "Place the crosshair; turn the 3D view"],
+    ["Two, apart or together", "Larger, smaller"],
+    ["Two, up or down", "Next slices"],
+  ],
 };
 
 export function buildHelp(keyboard) {

@@ -5,6 +5,7 @@ import { el, perFrame } from "./dom.js";
 import { OWN_MAPS } from "./looks.js";
 import { Marks } from "./marks.js";
 import { paint } from "./paint.js";
+import { listenToTouch } from "./touch.js";
 
 const { Niivue, DRAG_MODE, SHOW_RENDER, SLICE_TYPE } = globalThis.niivue;
 
@@ -88,12 +89,15 @@ export class Pane {
     this.nv.keyDownListener = ignore;
     this.nv.keyUpListener = ignore;
     this.nv.resetBriCon = ignore;
+    const unheard = (event) => event.preventDefault(); // and so becomes no mouse's event either
+    Object.assign(this.nv, { touchStartListener: unheard, touchMoveListener: unheard, touchEndListener: unheard });
+    listenToTouch(this);
     await this.nv.attachToCanvas(this.canvas);
     this.#drawOncePerFrame();
     if (this.software) this.nv.paintVolume = (image, texture) => paint(this.nv, image, texture);
     this.nv.setCustomSliceShader(SLICE_SHADER);
     for (const [name, map] of Object.entries(OWN_MAPS)) this.nv.addColormap(name, map);
-    this.canvas.addEventListener("pointermove", (event) => this.events.pointed(this, this.#mmAt(event)));
+    this.canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => this.events.pointed(this, this.#mmAt({ x: offsetX, y: offsetY })));
     this.canvas.addEventListener("pointerleave", () => this.events.pointed(this, null));
     this.canvas.addEventListener("pointerup", () => this.#tellWindow());
     this.canvas.addEventListener("wheel", (event) => this.#zoomByWheel(event), { capture: true });
@@ -172,6 +176,22 @@ export class Pane {
     this.nv.drawScene();
   }
 
+  /** Moves the crosshair through the plane that is shown at a place on the canvas. */
+  stepThrough(place, slices) {
+    const tile = this.#tileAt(place);
+    if (tile === null) return;
+    const along = [0, 0, 0];
+    along[2 - tile.axCorSag] = slices;
+    this.step(...along);
+  }
+
+  /** Puts the crosshair at a place on the canvas, or turns the 3D view that is there by the way from another. */
+  point(place, from) {
+    const mm = this.#mmAt(place);
+    if (mm) this.crosshair = mm;
+    else if (this.nv.volumes.length > 0 && this.#tileAt(place) === null) this.turn((place.x - from.x) / 2, (place.y - from.y) / 2);
+  }
+
   turn(azimuth, elevation) {
     const { renderAzimuth, renderElevation } = this.nv.scene;
     this.nv.setRenderAzimuthElevation(renderAzimuth + azimuth, renderElevation + elevation);
@@ -237,14 +257,21 @@ export class Pane {
     nv.setCustomLayout(multiplanar(wide, this.#withRender));
   }
 
-  #mmAt(event) {
-    const nv = this.nv;
+  /** The slice at a place on the canvas; null beside all of them, and over 3D. */
+  #tileAt({ x, y }) {
+    const { nv } = this;
     if (nv.volumes.length === 0) return null;
     const dpr = nv.uiData.dpr || 1;
-    const [x, y] = [event.offsetX * dpr, event.offsetY * dpr];
-    const tile = nv.tileIndex(x, y);
-    if (tile < 0 || nv.screenSlices[tile].axCorSag > SLICE_TYPE.SAGITTAL) return null;
-    const frac = nv.screenXY2TextureFrac(x, y, tile);
+    const slice = nv.screenSlices[nv.tileIndex(x * dpr, y * dpr)];
+    return slice && slice.axCorSag <= SLICE_TYPE.SAGITTAL ? slice : null;
+  }
+
+  #mmAt(place) {
+    const slice = this.#tileAt(place);
+    if (slice === null) return null;
+    const { nv } = this;
+    const dpr = nv.uiData.dpr || 1;
+    const frac = nv.screenXY2TextureFrac(place.x * dpr, place.y * dpr, nv.screenSlices.indexOf(slice));
     return frac[0] < 0 ? null : Array.from(nv.frac2mm(frac, 0, true)).slice(0, 3);
   }
 
