@@ -67,7 +67,9 @@ function table(title, curves) {
 
 function span(values) {
   const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
-  return low === high ? [low - 0.5, high + 0.5] : [low, high];
+  if (low < high) return [low, high];
+  const room = Math.abs(low) * 0.1 || 0.5; // around a single value
+  return [low - room, high + room];
 }
 
 /** About `count` round numbers between two. */

@@ -48,13 +48,15 @@ export class Jobs {
   }
 
   #show(job) {
-    const jobs = this.store.state.jobs.filter((other) => other.id !== job.id);
-    this.store.set({ jobs: [...jobs, job].sort((a, b) => (a.created < b.created ? 1 : -1)) });
+    // The newest first; of two of one second, the one that was heard of last.
+    const known = this.store.state.jobs;
+    const jobs = known.some((other) => other.id === job.id) ? known.map((other) => (other.id === job.id ? job : other)) : [job, ...known];
+    this.store.set({ jobs: jobs.sort((a, b) => Math.sign(Date.parse(b.created) - Date.parse(a.created))) });
     this.none.hidden = true;
     if (!this.#rows.has(job.id)) {
       const row = new Row(this, job);
       this.#rows.set(job.id, row);
-      const older = this.store.state.jobs.find((other) => other.created < job.created);
+      const older = this.store.state.jobs[this.store.state.jobs.indexOf(job) + 1];
       this.list.insertBefore(row.root, this.#rows.get(older?.id)?.root ?? null);
     }
     this.#rows.get(job.id).update(job, this.store.state);
