@@ -45,8 +45,8 @@ _ENTRANCE = (
 )
 _LOCKED_PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">'
-    "<title>ct2mri viewer</title><h1>This page is locked</h1><p>Open the whole address that <code>ct2mri view</code> printed in its "
-    "terminal; it ends with a token.</p></html>"
+    "<title>ct2mri viewer</title><h1>This page is locked</h1><p>Open the whole address that "
+    "<code>ct2mri view</code> printed in its terminal; it ends with a token.</p></html>"
 )
 
 
