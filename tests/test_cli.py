@@ -161,6 +161,10 @@ def test_a_config_sets_defaults_that_flags_override(tmp_path):
     [
         ("vqvae: {}", "no section `slices`"),
         ("slices: {max_step: 3}", "did you mean max_steps"),
+        (
+            "slices: {orientations: axial}",
+            "orientations takes a list of any of axial, coronal or sagittal, got",
+        ),
         ("slices: {max_steps: many}", "section slices: max_steps takes a whole number, got many"),
         ("slices: [", "not valid YAML"),
     ],

@@ -48,8 +48,14 @@ def _underscored(word: str) -> str:
     return f"--{option[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else word
 
 
-def _in_one_line(error: ArgumentError, takes: type[Any]) -> str:
-    """The parser's complaint in plain words: what was got, and what is allowed or was meant."""
+def _in_one_line(error: ArgumentError, takes: type[Any], listed: str = "") -> str:
+    """The parser's complaint in plain words: what was got, and what is allowed or was meant.
+
+    Args:
+        error: the complaint.
+        takes: dataclass of the command's options.
+        listed: what to call several values, which stand one after another in a command and in a list in YAML.
+    """
     message = " ".join(str(error).split())
     hints = get_type_hints(takes)
     for pattern in (
@@ -57,7 +63,9 @@ def _in_one_line(error: ArgumentError, takes: type[Any]) -> str:
         r'Parser key "(\w+)"(?: element \d+)?: Expected an? .+\. Got value: (.*)$',
     ):
         if (wrong := re.search(pattern, message)) and wrong[1] in hints:
-            return f"{_spelled(takes, wrong[1])} takes {_in_words(hints[wrong[1]])}, got {wrong[2]}"
+            kind = hints[wrong[1]]
+            several = listed if _list_item(kind) is not None else ""
+            return f"{_spelled(takes, wrong[1])} takes {several}{_in_words(kind)}, got {wrong[2]}"
     if missing := re.search(r"arguments are required: (.*)$", message):
         names = [_spelled(takes, name) for name in missing[1].split(", ")]
         return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
@@ -245,6 +253,6 @@ def _config_section(config: str, stage: str, takes: type[Any]) -> dict[str, Any]
     try:
         checked: dict[str, Any] = checker.parse_object(section).as_dict()
     except ArgumentError as error:
-        complaint = _in_one_line(error, takes).removeprefix("--")
+        complaint = _in_one_line(error, takes, listed="a list of ").removeprefix("--")
         raise RequestError(f"{config}, section {stage}: {complaint}.") from error
     return checked
