@@ -20,8 +20,9 @@ import torch
 
 from ct2mri import Volume, __version__, save_volume
 from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.replay import to_target_units
 from ct2mri.files import read_json
-from ct2mri.pipeline import TranslationPipeline, to_target_units
+from ct2mri.pipeline import TranslationPipeline
 
 COLUMNS = {
     "psnr": ("PSNR dB", 2),

@@ -1,15 +1,17 @@
 import json
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import tiny
+from ct2mri.data.io import save_volume
 from ct2mri.data.volume import Volume
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
-from ct2mri.marking import safety_sentence
+from ct2mri.marking import safety_sentence, short_description, short_spread_description
 from ct2mri.pipeline import TranslationPipeline
 
 
@@ -137,6 +139,20 @@ def test_samples_are_averaged_and_their_spread_told():
     assert result.warnings == []
     assert [step for stage, step, _ in told if stage == "latents"] == [1, 2, 3, 4, 5, 6]
     assert {total for stage, _, total in told if stage == "latents"} == {6}
+
+
+def test_what_a_script_saves_is_marked_as_synthetic(tmp_path):
+    result = tiny.pipeline().translate(tiny.ct(), samples=2)
+    assert result.draft is not None
+    assert result.spread is not None
+    marks = [short_description(tiny.plan())] * 2 + [short_spread_description(tiny.plan())]
+    for volume, mark in zip((result.volume, result.draft, result.spread), marks, strict=True):
+        save_volume(volume, tmp_path / "a.nii.gz")
+        assert nibabel.load(tmp_path / "a.nii.gz").header["descrip"].item().decode() == mark
+    save_volume(result.volume.with_array(result.volume.array * 2), tmp_path / "b.mha")
+    assert marks[0].encode() in (tmp_path / "b.mha").read_bytes()[:2000]
+    save_volume(result.volume, tmp_path / "c.nii.gz", description="Another remark")
+    assert nibabel.load(tmp_path / "c.nii.gz").header["descrip"].item() == b"Another remark"
 
 
 def test_samples_of_a_single_step_are_said_to_be_alike():

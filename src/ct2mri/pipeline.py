@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ct2mri import __version__
 from ct2mri.data.plan import Plan, Split
-from ct2mri.data.replay import prepare_source, restore_to_input
+from ct2mri.data.replay import prepare_source, restore_to_input, to_target_spread, to_target_units
 from ct2mri.data.volume import Volume
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_folder, atomic_path, write_json
 from ct2mri.hub import resolve_pretrained
-from ct2mri.marking import safety_sentence, units
+from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.model_card import model_card
 from ct2mri.options.choices import InferencePrecision, Sampler
 from ct2mri.pipeline_facts import FACTS, FORMAT_VERSION, read_facts
@@ -237,17 +237,24 @@ class TranslationPipeline:
             del prepared  # its windows are large, and not needed any more
             outside = restore_to_input(body.astype(np.float32), grid, source, 0).array <= 0.5
 
-            def restored(array: NDArray[np.float32], fill: float = self.plan.target_fill) -> Volume:
+            def restored(array: NDArray[np.float32], mark: str, fill: float) -> Volume:
                 volume = restore_to_input(array, grid, source, fill)
                 volume.array[outside] = fill
+                volume.metadata["description"] = mark
                 return volume
 
+            mark, fill = short_description(self.plan), self.plan.target_fill
+
             return TranslationResult(
-                volume=restored(to_target_units(drawn.mean, self.plan)),
-                draft=None if drawn.draft is None else restored(to_target_units(drawn.draft, self.plan)),
+                volume=restored(to_target_units(drawn.mean, self.plan), mark, fill),
+                draft=None
+                if drawn.draft is None
+                else restored(to_target_units(drawn.draft, self.plan), mark, fill),
                 spread=None
                 if drawn.spread is None
-                else restored(to_target_spread(drawn.spread, self.plan), 0),
+                else restored(
+                    to_target_spread(drawn.spread, self.plan), short_spread_description(self.plan), 0
+                ),
                 warnings=[
                     *source.metadata.get("warnings", []),
                     *source_warnings(source, self.plan, mask),
@@ -394,19 +401,6 @@ def starter_folder() -> Path:
             "give a model with --model FOLDER or --model OWNER/NAME."
         )
     return folder
-
-
-def to_target_units(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
-    """Target values, float32 and not below the plan's `target_fill`, of a volume in the networks' units."""
-    from ct2mri.data.intensity import unscale_target
-
-    return np.maximum(unscale_target(scaled, plan.target_range), np.float32(plan.target_fill))
-
-
-def to_target_spread(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
-    """A spread, float32, in target units, of one in the networks' units."""
-    low, high = plan.target_range
-    return scaled * np.float32((high - low) / 2)
 
 
 def _over_samples(on_step: OnStep | None, number: int, samples: int) -> OnStep | None:

@@ -18,6 +18,7 @@ from ct2mri.data.io import (
     volume_stem,
 )
 from ct2mri.data.plan import MUST_AGREE, Plan
+from ct2mri.data.replay import to_target_spread, to_target_units
 from ct2mri.data.volume import Volume
 from ct2mri.dicom_results import dicom_modality
 from ct2mri.errors import RequestError
@@ -27,8 +28,6 @@ from ct2mri.pipeline import (
     TranslationPipeline,
     TranslationResult,
     starter_folder,
-    to_target_spread,
-    to_target_units,
 )
 from ct2mri.processes import place
 from ct2mri.stages import Execution, OnStep, check_batch_size

@@ -224,7 +224,8 @@ def save_volume(
     Args:
         volume: the volume.
         path: where to; folders on the way are made.
-        description: a remark kept in the header (NIfTI keeps the first 79 characters).
+        description: a remark kept in the header (NIfTI keeps the first 79 characters); by default the
+            `description` of the volume's metadata, which marks what a pipeline drew as synthetic.
         dtype: `uint8` for masks and label maps, which must hold whole numbers from 0 to 255; `int16` for
             whole numbers from -32768 to 32767.
 
@@ -235,6 +236,8 @@ def save_volume(
     path = Path(path)
     require_writable(path)
     suffix = _suffix(path)
+    if description is None:
+        description = volume.metadata.get("description")
     array: NDArray[Any] = volume.array.astype(dtype, copy=False)
     if dtype != "float32" and not np.array_equal(array, volume.array):
         allowed = np.iinfo(dtype)

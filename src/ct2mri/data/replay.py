@@ -104,6 +104,19 @@ def _body(working: Volume, plan: Plan, mask: Volume | None) -> NDArray[np.bool_]
     return body
 
 
+def to_target_units(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    """Target values, float32 and not below the plan's `target_fill`, of a volume in the networks' units."""
+    from ct2mri.data.intensity import unscale_target
+
+    return np.maximum(unscale_target(scaled, plan.target_range), np.float32(plan.target_fill))
+
+
+def to_target_spread(scaled: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
+    """A spread, float32, in target units, of one in the networks' units."""
+    low, high = plan.target_range
+    return scaled * np.float32((high - low) / 2)
+
+
 def restore_to_input(array: NDArray[Any], grid: Grid, input_volume: Volume, fill: float) -> Volume:
     """Bring a result on the working grid back onto the grid of the volume that it was made from.
 

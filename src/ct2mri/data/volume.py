@@ -51,7 +51,8 @@ class Volume:
         array: float32, shape (i, j, k); HU for CT, arbitrary units for MR.
         affine: 4×4, float64, voxel index → RAS+ world coordinates in mm.
         metadata: facts the file told beside its voxels; known keys: `modality` ("CT", "MR"),
-            `contrast_agent` (bool or None), `path`, `warnings` (sentences that the user should see), and what
+            `contrast_agent` (bool or None), `path`, `warnings` (sentences that the user should see),
+            `description` (what `save_volume` writes into the header), and what
             `ct2mri.data.dicom.load_series` adds.
 
     Raises:
