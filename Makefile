@@ -24,8 +24,8 @@ lint: $(BIN)/.installed
 # Those that fit two CPU cores in ten minutes; each is a command of its own, with more options.
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/translate.py
-	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/translate.py --repeats 2
+	$(BIN)/python benchmarks/train.py --steps 4 --repeats 3
 	$(BIN)/python benchmarks/prepare.py
 
 clean:

@@ -14,7 +14,8 @@ from ct2mri.data.datasets import VolumeDataset
 from ct2mri.errors import RequestError
 from ct2mri.models import VQVAE, codes_in_use, perplexity
 from ct2mri.options.training import TrainVqvaeOptions
-from ct2mri.stages import save_vqvae
+from ct2mri.stages import Execution, save_vqvae
+from ct2mri.stages.coding import decode, encode
 from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import Batch, StageModule, load_initial_weights
 from ct2mri.training.pictures import strip
@@ -26,6 +27,8 @@ SHOWN_CASES = 4
 
 class VqvaeModule(StageModule):
     """Has a 3D VQ-VAE, trained to reconstruct target volumes and drafts of them."""
+
+    model: VQVAE
 
     def __init__(self, options: TrainVqvaeOptions) -> None:
         model = VQVAE(
@@ -63,6 +66,7 @@ class VqvaeValidation:
 
     def __init__(self, cases: Sequence[PreparedCase], target_name: str) -> None:
         self.target_name = target_name
+        self.execution = Execution()
         self.cases = [case for case in cases if bool((case.mask & case.valid).any())]
 
     def __call__(self, module: VqvaeModule) -> Validation:
@@ -71,10 +75,10 @@ class VqvaeValidation:
         rows: list[list[NDArray[np.float32]]] = []
         for case in self.cases:
             target, inside = np.array(case.target).clip(-1, 1), np.array(case.mask & case.valid)
-            image = torch.from_numpy(target)[None, None].to(module.device)
-            reconstruction, _, used = module.model(image)
-            codes.append(used.flatten())
-            result = reconstruction[0, 0].float().cpu().numpy()
+            # In tiles where a volume does not fit into memory whole.
+            latents = encode(module.model, torch.from_numpy(target)[None], self.execution)
+            codes.append(module.model.quantizer(latents[None])[2].flatten())
+            result = decode(module.model, [latents], target.shape, self.execution)[0].numpy()
             difference = (result - target)[inside] / 2  # in units of the target's range
             errors.append(float(np.abs(difference).mean()))
             squares.append(float(np.square(difference).mean()))
@@ -94,7 +98,6 @@ class VqvaeValidation:
 
 
 def _write_best(module: VqvaeModule, folder: Path) -> None:
-    assert isinstance(module.model, VQVAE)
     save_vqvae(module.model, folder)
 
 
