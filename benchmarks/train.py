@@ -42,7 +42,7 @@ from ct2mri.training.fit import train_latents, train_slices, train_vqvae
 from ct2mri.training.module import make_unet
 from machine import hardware, peak_memory, table, times_as_long, versions
 
-CASES = 4
+CASES = 5  # one of them for validation: whole batches of the others
 WINDOWS = [[-1024.0, 3000.0], [-160.0, 240.0]]
 
 

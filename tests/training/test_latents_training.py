@@ -200,7 +200,7 @@ def test_drafts_that_the_model_had_seen_are_pointed_out(
 
 
 def test_requests_that_cannot_be(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="missing"):
+    with pytest.raises(RequestError, match=r"nowhere is no run folder of `ct2mri train`"):
         train_latents(tiny.latents(tmp_path / "run", tmp_path / "nowhere"))
     with pytest.raises(RequestError, match="multiples of 4"):
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, crop_size=[8, 8, 7]))
