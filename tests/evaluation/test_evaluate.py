@@ -248,6 +248,8 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("No prediction matches", data=dataset)
     (tmp_path / "empty").mkdir()
     refused("holds no volume", targets=tmp_path / "empty")
+    (tmp_path / "empty" / "plan.json").write_text("{}")
+    refused("is a prepared data set, .*; give it as --data", targets=tmp_path / "empty")
     (masks / "mask_b.nii.gz").unlink()
     refused("no mask for b", targets=targets, masks=masks)
     save_volume(make_volume(0, affine=np.diag([1.5, 1.5, 2.5, 1])), predictions / "a_mr.nii.gz")

@@ -113,9 +113,11 @@ def find_cases(path: Path, role: Role) -> dict[str, Path]:
     if not found:
         what = "CT volume" if role == "ct" else "volume"
         called = f" but those called {', '.join(sorted(others))}" if others else ""
+        if (path / "plan.json").is_file():
+            raise RequestError(f"{path} is a prepared data set, not a folder of volumes; give it as --data.")
         raise RequestError(
-            f"{path} holds no {what}{called}; give a volume or a folder of volumes, with "
-            f"{' or '.join(sorted(wanted))} in their names or nothing of the kind."
+            f"{path} holds no {what}{called}; give a volume or a folder of volumes named by case, with or "
+            f"without one of the words {', '.join(sorted(wanted))}."
         )
     return found
 
