@@ -280,6 +280,16 @@ def test_a_split_file_is_kept_to(tmp_path):
             run(raw, tmp_path / "set2", splits=path)
 
 
+def test_a_split_file_that_is_not_there_or_no_json_is_said(tmp_path):
+    raw = write_raw(tmp_path / "raw", 3)
+    with pytest.raises(RequestError, match=r"There is no split file .*who\.json"):
+        run(raw, tmp_path / "set", splits=tmp_path / "who.json")
+    (tmp_path / "who.json").write_text("{train: [p0]}")
+    with pytest.raises(RequestError, match=r"who\.json cannot be read as JSON"):
+        run(raw, tmp_path / "set", splits=tmp_path / "who.json")
+    assert not (tmp_path / "set").exists()
+
+
 def test_what_is_no_raw_folder_is_said(tmp_path):
     with pytest.raises(RequestError, match="no folder"):
         run(tmp_path / "absent", tmp_path / "set")

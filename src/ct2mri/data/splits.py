@@ -46,10 +46,15 @@ def read_splits(options: PrepareOptions, raw: RawData) -> ToldSplit | None:
 
 
 def _read_told(path: Path) -> ToldSplit:
+    if not path.is_file():
+        raise RequestError(
+            f"There is no split file {path}; give a JSON file with lists of patient identifiers under train, "
+            "validation and test."
+        )
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise RequestError(f"The split file {path} cannot be read as JSON ({error}).") from error
+        raise RequestError(f"The split file {path} cannot be read as JSON ({error}); repair it.") from error
     if (
         not isinstance(content, dict)
         or not content.get("train")
