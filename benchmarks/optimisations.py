@@ -31,11 +31,11 @@ def cpu_seconds(work: Callable[[], Tensor]) -> float:
     return time.process_time() - start
 
 
-def computing(work: Callable[[], Tensor], half: bool = False) -> Callable[[], Tensor]:
-    """The work, without gradients and under autocast to bf16 or not."""
+def computing(work: Callable[[], Tensor], half: bool = False, learning: bool = False) -> Callable[[], Tensor]:
+    """The work, with gradients or not, and under autocast to bf16 or not."""
 
     def run() -> Tensor:
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.inference_mode(not learning), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             return work()
 
     return run
@@ -87,6 +87,32 @@ def main() -> None:
 
         return run
 
+    def learn(which: nn.Module, last: bool = False) -> Callable[[], Tensor]:
+        """A gradient from 16 slices, of which 4 go through the network together."""
+        work = draw(which, 4, last)
+
+        def run() -> Tensor:
+            drawn = work()
+            drawn.square().mean().backward()  # type: ignore[no-untyped-call]
+            which.zero_grad()
+            return drawn.detach()
+
+        return run
+
+    def update(fused: bool) -> Callable[[], Tensor]:
+        """A step of AdamW for the 2D network."""
+        weights = [nn.Parameter(parameter.detach().clone()) for parameter in network.parameters()]
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimiser = torch.optim.AdamW(weights, lr=1e-4, fused=fused)
+
+        def run() -> Tensor:
+            for _ in range(20):
+                optimiser.step()
+            return weights[0].detach().clone()
+
+        return run
+
     steps = torch.full((1,), latents.noise.last_timestep)
     size = "×".join(map(str, middle.shape[2:]))
     comparisons: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
@@ -97,13 +123,16 @@ def main() -> None:
         ("3D U-Net, 24³ latents: bf16", lambda: refiner(z, steps, shown), lambda: refiner(z, steps, shown)),
         ("VQ-VAE encoder, 64³ voxels: bf16", lambda: vqvae.encode(image), lambda: vqvae.encode(image)),
         ("VQ-VAE decoder, 16³ latents: bf16", lambda: vqvae.decode(codes), lambda: vqvae.decode(codes)),
+        ("2D, a gradient of 16 slices, 4 a batch: channels last", learn(network), learn(other, last=True)),
+        ("2D, 20 steps of AdamW: fused", update(False), update(True)),
     ]
     features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpu_flags()]
     print(f"ct2mri {__version__}, torch {torch.__version__}, {date.today()}, {platform.machine()} ", end="")
     print(f"({', '.join(features)}), one thread, medians of {arguments.repeats}, in CPU time\n")
     print("| what | plain | so | ratio | PSNR to plain |\n|---|---|---|---|---|", flush=True)
     for name, plain, so in comparisons:
-        before, after = computing(plain), computing(so, half=name.endswith("bf16"))
+        learning = "gradient" in name or "AdamW" in name
+        before, after = computing(plain, learning=learning), computing(so, name.endswith("bf16"), learning)
         distance = psnr(after(), before())
         pairs = [(cpu_seconds(before), cpu_seconds(after)) for _ in range(arguments.repeats)]
         ratio = statistics.median(first / second for first, second in pairs)

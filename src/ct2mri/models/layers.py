@@ -42,8 +42,9 @@ def require(holds: bool, sentence: str) -> None:
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast leaves float32 operations on `tensor`'s device alone.
 
-    The first and the last layers and residual blocks run in it: one bfloat16 step of a CT at brain level is
-    as wide as half the difference between grey and white matter, and of all layers these round results most.
+    The first and the last layers run in it, in 2D the residual blocks beside them too: one bfloat16 step of a
+    CT at brain level is as wide as half the difference between grey and white matter, and of all layers these
+    round results most.
     """
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device):  # e.g. "meta", on which costs are estimated

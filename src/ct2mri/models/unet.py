@@ -24,6 +24,10 @@ from ct2mri.models.layers import (
 )
 from ct2mri.models.pretrained import PretrainedModel
 
+# Whose first and last residual blocks stay in float32 under autocast. In 3D, of latents, rounding them
+# costs little beside what follows from the rounding of drafts (docs/performance.md), and they cost most time.
+_EXACT_DIMS = (2,)
+
 
 class EncoderLevel(nn.Module):
     """Residual blocks of one size, then **pad** and a stride-2 convolution on every level but the last."""
@@ -49,7 +53,7 @@ class EncoderLevel(nn.Module):
                 time_channels,
                 num_groups,
                 num_heads,
-                exact=first and block == 0,
+                exact=first and block == 0 and spatial_dims in _EXACT_DIMS,
             )
             for block in range(num_res_blocks)
         )
@@ -141,7 +145,7 @@ class DecoderLevel(nn.Module):
                 time_channels,
                 num_groups,
                 num_heads,
-                exact=last and block == len(skip_channels) - 1,
+                exact=last and block == len(skip_channels) - 1 and spatial_dims in _EXACT_DIMS,
             )
             for block, skip in enumerate(skip_channels)
         )
