@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+import ct2mri.training.speed
 from ct2mri.cli import parse
 from ct2mri.data.cases import SLICE_AXIS, PreparedCase, write_case
 from ct2mri.data.geometry import Box, crop_or_pad
@@ -39,7 +40,6 @@ from ct2mri.files import write_json
 from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.options.training import TrainLatentsOptions, TrainOptions, TrainSlicesOptions, TrainVqvaeOptions
 from ct2mri.stages import save_vqvae
-from ct2mri.training import speed
 from ct2mri.training.fit import train_latents, train_slices, train_vqvae
 from ct2mri.training.module import make_unet
 from machine import hardware, peak_memory, table, times_as_long, versions
@@ -271,7 +271,9 @@ def main() -> None:
     arguments.shape = arguments.shape or ([64, 80, 64] if device.type == "cpu" else [160, 224, 168])
 
     clock = time.process_time if arguments.processor_time else time.perf_counter
-    speed.time = SimpleNamespace(perf_counter=clock)  # so that ours is timed by the same clock
+    ct2mri.training.speed.time = SimpleNamespace(
+        perf_counter=clock
+    )  # so that ours is timed by the same clock
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
