@@ -57,6 +57,8 @@ def main() -> None:
         *("export", *stages, "-o", model, "--half", "--name", "starter (phantom heads)"),
         *("--description", DESCRIPTION.format(last=arguments.cases - 1)),
     )
+    # On the test cases: what it does under small changes stands in its card.
+    ct2mri("stability", raw, "--data", data, "--model", model, "-o", work / "stability", "--card")
     if arguments.install:
         shutil.copytree(model, PACKAGE / "starter" / "model", dirs_exist_ok=True)
 

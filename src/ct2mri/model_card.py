@@ -103,8 +103,8 @@ def _stability(found: Mapping[str, Any]) -> list[str]:
         "| change of the source | altered share of the interior |",
         "|---|---|",
         *[
-            f"| {name.replace('_', ' ')} | {'not defined' if share is None else f'{share:.2%}'} |"
-            for name, share in found["altered"].items()
+            f"| {change} | {'not defined' if share is None else f'{share:.2%}'} |"
+            for change, share in found["altered"].items()
         ],
     ]
 

@@ -242,7 +242,7 @@ def _for_card(report: Mapping[str, Any]) -> dict[str, Any]:
     steps = report["request"]["num_inference_steps"]
     return {
         **report["verdict"],
-        "altered": {name: of["altered"]["mean"] for name, of in report["summary"].items()},
+        "altered": {report["changes"][name]: of["altered"]["mean"] for name, of in report["summary"].items()},
         "patients": len({case["patient_id"] for case in report["cases"]}),
         "num_inference_steps": steps,
         "samples": report["request"]["samples"],
