@@ -3,7 +3,8 @@
     python benchmarks/latent_ceiling.py DATA MODEL
 
 A 3D stage that decodes plainly can do no better than the first column, and one that changes nothing gives the
-third. One that decodes residually can do no better than the second, and changing nothing gives the draft.
+third. One that decodes residually can do no better than the second, and changing nothing gives the draft. The
+last column is the first without the codebook: what lies between the two is its share.
 """
 
 import argparse
@@ -35,9 +36,11 @@ def main() -> None:
         def psnr(image: np.ndarray, case=case, target=target) -> float:
             return evaluate_volumes(image / 2, target / 2, case.mask & case.valid)["psnr"]
 
-        def through(image: np.ndarray) -> np.ndarray:
+        def through(image: np.ndarray, *, quantised: bool = True) -> np.ndarray:
             with torch.inference_mode():
-                latents = stage.vqvae.quantize(stage.vqvae.encode(torch.from_numpy(image)[None, None]))
+                latents = stage.vqvae.encode(torch.from_numpy(image)[None, None])
+                if quantised:
+                    latents = stage.vqvae.quantize(latents)
                 return stage.vqvae.decode(latents, image.shape)[0, 0].numpy()
 
         condition = {
@@ -47,10 +50,11 @@ def main() -> None:
         refined = stage.sample(condition, SeededNoise(0))[0].numpy()
         truth_through, draft_through = through(target.clip(-1, 1)), through(draft)
         perfect = (draft + truth_through - draft_through).clip(-1, 1)
-        images = [truth_through, perfect, draft_through, draft, refined]
+        unquantised = through(target.clip(-1, 1), quantised=False)
+        images = [truth_through, perfect, draft_through, draft, refined, unquantised]
         rows.append([psnr(image) for image in images])
     columns = ["truth through", "draft + truth through − draft through", "draft through", "draft"]
-    columns.append(f"refined ({stage.decoding} decoding)")
+    columns += [f"refined ({stage.decoding} decoding)", "truth through, not quantised"]
     print("| PSNR dB | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for case_id, row in zip(dataset.case_ids(arguments.split), rows, strict=True):
         print(f"| {case_id} | " + " | ".join(f"{value:.2f}" for value in row) + " |")

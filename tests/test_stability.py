@@ -84,7 +84,7 @@ def test_a_cliff_between_two_tissues_hallucinates_when_hu_shift(cts, tmp_path):
     assert report["summary"]["hu_higher"]["change"]["mean"] > 0.5
     card = (tmp_path / "model" / "README.md").read_text()
     assert "**Hallucinates under small changes" in card and "HU 20 higher" in card
-    assert "| hu higher |" in card and card.count("allucinates") == 2  # the sentence and the rule
+    assert "| HU 20 higher |" in card and card.count("allucinates") == 2  # the sentence and the rule
     again = TranslationPipeline.from_pretrained(tmp_path / "model", "cpu")
     assert again.card["stability"]["hallucinates"] == guilty and again.hash == cliff.hash
     assert again.plan == cliff.plan or again.plan == replace(cliff.plan, split=Split(0, [], [], []))

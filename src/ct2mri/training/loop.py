@@ -296,7 +296,7 @@ def _train(
         enable_model_summary=False,
         callbacks=[callback for callback in (averaging, supervisor) if callback is not None],
     )
-    with warnings.catch_warnings(), noticing_deaths():
+    with warnings.catch_warnings(), noticing_deaths(), supervisor.ending_by_interrupt():
         warnings.filterwarnings("ignore", module="lightning")
         try:
             trainer.fit(

@@ -1,10 +1,12 @@
 """Watches over a training: validates, keeps the best weights, saves the state, logs, shows progress."""
 
 import math
+import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
 from ct2mri.memory import is_out_of_memory
+from ct2mri.processes import place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.log import RunLog
 from ct2mri.training.module import StageModule
@@ -86,6 +89,31 @@ class Supervisor(Callback):
         self.speed = Speed()
         self.run_log: RunLog | None = None
         self.bar: Any = None
+        self.interrupted = False
+
+    @contextmanager
+    def ending_by_interrupt(self) -> Iterator[None]:
+        """Ctrl-C ends the training after the step that runs, which is saved; a second one ends it at once.
+
+        Not where several processes train together, since each could be told at another step, nor where the
+        process was started to ignore Ctrl-C.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        here = threading.current_thread() is threading.main_thread()
+        if not here or before is signal.SIG_IGN or place().world_size > 1:
+            yield
+            return
+
+        def told(*_: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+            os.write(2, b"\nStopping after this step, which is saved; Ctrl-C again stops at once.\n")
+
+        signal.signal(signal.SIGINT, told)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must know."""
@@ -153,10 +181,13 @@ class Supervisor(Callback):
             self.bar.set_postfix_str(f"loss {loss:.4f}, {self.speed.sentence()}", refresh=False)
         if self.step % self.every == 0 or self.step == self.max_steps:
             self._validate_and_save(trainer, pl_module)
-        elif trainer.received_sigterm and trainer.world_size == 1:
-            # Lightning looks for the signal between epochs, and here there is but one.
+        elif trainer.world_size == 1 and (self.interrupted or trainer.received_sigterm):
+            # Lightning looks for SIGTERM between epochs, and here there is but one.
             self._save(trainer)
-            raise SystemExit(128 + signal.SIGTERM)
+            tqdm.write(
+                f"Stopped at step {self.step}, which {self.run / CHECKPOINT} holds; the same command goes on."
+            )
+            raise SystemExit(128 + (signal.SIGINT if self.interrupted else signal.SIGTERM))
         self.speed.begin()
 
     def _validate_and_save(self, trainer: lightning.Trainer, module: StageModule) -> None:
