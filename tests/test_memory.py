@@ -243,6 +243,7 @@ leave(2)
 print(main(["phantom", str(here / "phantoms"), "--cases", "1"]))
 print(*[line for line in sys.stderr.getvalue().splitlines() if line.startswith("ct2mri: ")], sep="\\n")
 """).splitlines()
-    assert said[:2] == ["2", "1"]
-    assert said[2].startswith("ct2mri: Case ") and "memory ran out (Unable to allocate" in said[2]
+    assert said[0] in ("1", "2") and said[1] == "1"
+    # Where among the work memory ends, and so what the library says of it, differs from run to run.
+    assert said[2].startswith("ct2mri: ") and "memory ran out" in said[2]
     assert said[3].startswith("ct2mri: memory ran out") and "free some, or give smaller volumes" in said[3]
