@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from serving import serving
 
+import tiny
 from ct2mri.data.io import save_volume
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
+from ct2mri.marking import short_description, short_spread_description
 from ct2mri.training.log import Table
 from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.given import MOST_VOLUMES, group_of, recognise, role_of
@@ -44,6 +46,21 @@ def touch(path: Path, content: str = "") -> Path:
 def test_names_tell_case_and_role(tmp_path, name, group, role):
     path = touch(tmp_path / "case" / name)
     assert (group_of(path), role_of(path)) == (group, role)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_the_mark_in_a_header_tells_more_than_a_name(tmp_path, suffix):
+    for name, description, role in (
+        ("my_mr", short_description(tiny.plan()), "result"),
+        ("other_mr", None, "target"),
+        ("mr_spread_of_what", short_spread_description(tiny.plan()), "spread"),
+        ("my_draft", short_description(tiny.plan()), "draft"),
+    ):
+        path = tmp_path / f"{name}{suffix}"
+        save_volume(Volume(np.zeros((4, 5, 6), np.float32), np.eye(4)), path, description)
+        assert role_of(path) == role
+    (tmp_path / f"cut_mr{suffix}").write_bytes(b"\x1f\x8b\x08\x00 no more")
+    assert role_of(tmp_path / f"cut_mr{suffix}") == "target"
 
 
 def test_a_sidecar_tells_more_than_a_name(tmp_path):

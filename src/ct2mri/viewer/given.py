@@ -1,8 +1,10 @@
 """Recognising what `ct2mri view` was given: volumes, folders of them, reports, runs."""
 
+import gzip
 import hashlib
 import json
 import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ct2mri.viewer.stored import Described, VolumeRole
 MOST_VOLUMES = 60
 """Volumes that are read at the start; a folder may hold many more."""
 
+_HEADER_BYTES = 4096
 _SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".zip")
 _ROLES: dict[str, VolumeRole] = {
     "ct": "source", "cbct": "source", "source": "source", "mr": "target", "mri": "target",
@@ -156,14 +159,30 @@ def group_of(path: Path) -> str:
 
 
 def role_of(path: Path) -> VolumeRole:
-    """What a file's name, or the sidecar beside a result, says that it is."""
+    """What a file's name, the sidecar beside a result, or the mark in a result's header says that it is."""
     content = str(sidecar_of(path).get("content", ""))
     if content.startswith("synthetic"):
         return "result"
     if content.startswith("standard deviation"):
         return "spread"
     told = {_ROLES[word.lower()] for word in _words(path) if word.lower() in _ROLES}
-    return next((role for role in _STRONGEST if role in told), "other")
+    role: VolumeRole = next((role for role in _STRONGEST if role in told), "other")
+    if role in ("source", "target", "other"):
+        head = _head(path)
+        if b"Spread of SYNTHETIC" in head:
+            return "spread"
+        if b"SYNTHETIC" in head:
+            return "result"
+    return role
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, among which a header keeps its remark; none where it cannot be read."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def sidecar_of(path: Path) -> dict[str, Any]:
