@@ -81,9 +81,11 @@ def test_the_3d_stage_alone_is_usable_on_the_source(tmp_path, runs):
     )
 
 
-def test_an_older_pipeline_is_replaced(tmp_path, runs):
+def test_an_older_pipeline_is_replaced(tmp_path, runs, capsys):
     make(tmp_path, runs, "slices", "latents")
+    assert "in place of" not in capsys.readouterr().out
     assert len(make(tmp_path, runs, "slices").stages) == 1
+    assert "in place of the model that was there" in capsys.readouterr().out
 
 
 def test_stages_that_were_not_trained_for_one_another_are_refused(tmp_path, runs):

@@ -11,6 +11,7 @@ from ct2mri.files import read_json
 from ct2mri.models.pretrained import WEIGHTS
 from ct2mri.options.translation import ExportOptions
 from ct2mri.pipeline import TranslationPipeline
+from ct2mri.pipeline_facts import FACTS
 from ct2mri.stage_files import file_hash, weights_hash
 from ct2mri.stages import LatentsStage, SlicesStage, Stage, load_stage, load_vqvae
 
@@ -36,12 +37,13 @@ def export(options: ExportOptions) -> None:
             for network in stage.networks:
                 network.halve()
     pipeline = TranslationPipeline(plan, stages, card)
+    replaced = (options.output / FACTS).is_file()
     pipeline.save_pretrained(options.output)
     size = sum(path.stat().st_size for path in options.output.rglob("*") if path.is_file()) / 1e6
     kinds = " and ".join(stage.kind for stage in pipeline.stages)
     source, target = (name.upper() for name in (pipeline.plan.source_modality, pipeline.plan.target_modality))
     print(
-        f"{options.output}: {kinds}, {size:.1f} MB; "
+        f"{options.output}: {kinds}, {size:.1f} MB{', in place of the model that was there' * replaced}; "
         f"`ct2mri translate {source} -o {target} --model {options.output}` uses it."
     )
 

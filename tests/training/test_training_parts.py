@@ -111,7 +111,7 @@ def test_expectation_counts_memory_and_learns_nothing(tiny: Tiny, tmp_path: Path
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters()) and module.training
     sentence = large.sentence(1000, torch.device("cpu"))
-    assert "GB of memory on cpu" in sentence and "for 1000 batches" in sentence
+    assert "iB of memory on cpu" in sentence and "for 1000 batches" in sentence
 
 
 def test_speed_tells_waiting_from_working() -> None:

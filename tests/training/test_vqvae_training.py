@@ -1,13 +1,14 @@
 """Training of the VQ-VAE."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_tiny import Tiny
+from training_tiny import Tiny, write_dataset
 
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.errors import RequestError
@@ -54,3 +55,10 @@ def test_invalid_voxels_have_no_say(tiny: Tiny, tmp_path: Path) -> None:
 def test_crops_the_network_cannot_halve_twice(tiny: Tiny, tmp_path: Path, crop_size: list[int]) -> None:
     with pytest.raises(RequestError, match="--crop_size is three multiples of 4"):
         train_vqvae(tiny.vqvae(tmp_path / "run", crop_size=crop_size))
+
+
+def test_single_slices_are_no_volumes(tiny: Tiny, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", size=(12, 14, 1))
+    with pytest.raises(RequestError, match=r"p0 is a single slice \(12×14×1 voxels\).*train slices"):
+        train_vqvae(replace(tiny.vqvae(tmp_path / "run"), data=data))
+    assert not (tmp_path / "run").exists()

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ct2mri.memory import format_size
 from ct2mri.training.module import Batch, StageModule
-
-GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Expectation:
             duration = f"{seconds / 3600:.1f} h"
         return (
             f"{self.parameters / 1e6:.1f} M parameters. Expecting about "
-            f"{(self.weight_bytes + self.activation_bytes) / GIGABYTE:.1f} GB of memory on {device} "
-            f"({self.weight_bytes / GIGABYTE:.1f} for weights and optimiser, "
-            f"{self.activation_bytes / GIGABYTE:.1f} for the largest batch) "
+            f"{format_size(self.weight_bytes + self.activation_bytes)} of memory on {device} "
+            f"({format_size(self.weight_bytes)} for weights and optimiser, "
+            f"{format_size(self.activation_bytes)} for the largest batch) "
             f"and {duration} for {batches} batches ({self.seconds:.2f} s each), validations not counted."
         )
 

@@ -127,6 +127,14 @@ def train_vqvae(options: TrainVqvaeOptions) -> None:
     validating = [dataset.case(case_id) for case_id in dataset.case_ids("validation")]
     if not training:
         raise RequestError(f"{options.data} has no training case; prepare it with smaller other fractions.")
+    for case in training:
+        if min(case.spatial_shape) == 1:
+            shape = "×".join(map(str, case.spatial_shape))
+            raise RequestError(
+                f"The VQ-VAE and the 3D stage learn from volumes, and {case.case_id} is a single slice "
+                f"({shape} voxels); give a data set of volumes, or train the 2D stage alone "
+                "(`ct2mri train slices`)."
+            )
     items = VolumeDataset(training, crop_size=options.crop_size, flips=options.flips, seed=options.seed)
     validation = VqvaeValidation(validating[: options.validation_cases], dataset.plan.target_modality.upper())
     if not validation.cases:
