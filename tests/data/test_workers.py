@@ -74,6 +74,37 @@ def test_a_case_that_fails_or_takes_its_process_with_it_is_one_case(tmp_path):
     assert "memory" in said["hungry"]
 
 
+class DiesInItsSecondStart:
+    """Works on cases; but the second process that receives it dies, once the first has done one."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        for start in ("first", "second", "third"):
+            try:
+                (self.folder / start).mkdir()
+            except FileExistsError:
+                continue
+            if start == "second":
+                while not (self.folder / "done").is_dir():
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return
+
+    def __call__(self, case):
+        (self.folder / "done").mkdir(exist_ok=True)
+        while case == "waits" and not (self.folder / "third").is_dir():
+            time.sleep(0.01)
+        return case
+
+
+def test_a_worker_killed_while_it_starts_costs_no_case(tmp_path):
+    names = ["c0", "waits", "c1", "c2"]
+    assert dict(over_cases(DiesInItsSecondStart(tmp_path), names, 2, "test")) == {n: n for n in names}
+
+
 def test_without_workers_all_is_done_here_and_nothing_is_hidden(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "7")

@@ -235,7 +235,7 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("own masks and sources", sources=masks, data=dataset)
     refused("plan tells the units", units="HU", data=dataset)
     refused("with --labels; give both", targets=targets, predicted_labels=targets, labels=None)
-    refused("no CT volume but those called mr.*cbct or ct", targets=targets, preset="synthrad2025")
+    refused("no CT volume but those called mr.*words cbct, ct, sct", targets=targets, preset="synthrad2025")
     one = {"predictions": targets / "a.nii.gz", "targets": targets / "b.nii.gz"}
     refused("Case b.*looks like an MR", preset="synthrad2025", **one)
     refused("no CSV table", targets=targets, cases=tmp_path / "nowhere.csv")

@@ -99,6 +99,7 @@ def _beside(
     starting: dict[Connection, SpawnProcess] = {}
     busy: dict[Connection, tuple[SpawnProcess, Case]] = {}
     idle: list[SpawnProcess] = []
+    any_started, died_starting = False, 0
     try:
         while waiting or busy:
             while len(starting) < len(waiting) and len(starting) + len(busy) < workers:
@@ -111,7 +112,14 @@ def _beside(
                 if connection in starting:
                     process = starting.pop(connection)
                     if _received(connection) is None:
-                        raise _not_started(process, option)
+                        # Another takes its place, where that they start at all has been seen.
+                        died_starting += 1
+                        if not any_started or died_starting > workers:
+                            raise _not_started(process, option)
+                        connection.close()
+                        idle.append(process)
+                        continue
+                    any_started = True
                 else:
                     process, case = busy.pop(connection)
                     answer = _received(connection)
