@@ -45,7 +45,7 @@ def room_for(source: Volume, plan: Plan, execution: Execution, device: torch.dev
     room = max(0, _host_room(execution, device))
     raise RequestError(
         f"Memory does not suffice: bringing this volume to the networks and back needs about "
-        f"{format_size(need)} for {voxels:,}, and {format_size(room)} may be taken, enough for "
+        f"{format_size(need)} for {voxels:,} voxels, and {format_size(room)} may be taken, enough for "
         f"{room // _BYTES_PER_VOXEL:,} voxels; free more (or give a larger --max_memory), or give a smaller "
         "volume."
     )
