@@ -19,43 +19,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ct2mri import TranslationPipeline
 from ct2mri.data.plan import Plan
 from ct2mri.data.replay import prepare_source
 from ct2mri.devices import choose_device
-from ct2mri.diffusion import NoiseSettings
 from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.pipeline import starter_folder
 from ct2mri.stages import LatentsStage, SlicesStage
 from machine import hardware, table, versions
-from translate import Timer, head, published_sizes, straightforward
+from translate import Timer, head, published_sizes, random_stages, straightforward
 
 Row = tuple[str, str, str, str]
 
 
 def tiny_sizes(channels: int) -> list[SlicesStage | LatentsStage]:
-    """Stages of the published form, as narrow as can be."""
-    narrow: dict[str, Any] = {"base_channels": 8, "norm_num_groups": 4, "channel_multipliers": (1, 2)}
+    """The stages with networks as narrow as can be."""
+    narrow: dict[str, Any] = {
+        "attention_levels": (1,),
+        "base_channels": 8,
+        "norm_num_groups": 4,
+        "channel_multipliers": (1, 2),
+    }
     vqvae = VQVAE(embedding_dim=2, hidden_channels=(8, 8), num_res_blocks=1)
-    nn.init.normal_(vqvae.quantizer.codebook)
-    settings: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": 10}
-    return [
-        SlicesStage(
-            ScalableUNet(2, 1, channels, attention_levels=(1,), **narrow), NoiseSettings(), **settings
-        ),
-        LatentsStage(
-            ScalableUNet(3, 2, 2, 2, attention_levels=(1,), **narrow),
-            vqvae,
-            NoiseSettings(),
-            latents_mean=[0.0] * 2,
-            latents_std=[1.0] * 2,
-            condition=["draft"],
-            draft={},
-            **settings,
-        ),
-    ]
+    return random_stages(ScalableUNet(2, 1, channels, **narrow), vqvae, ScalableUNet(3, 2, 2, 2, **narrow))
 
 
 class Translating:

@@ -41,15 +41,16 @@ def head(edge: int) -> Volume:
     return crop_or_pad(ct, Box(lower, tuple(n + edge for n in lower)), -1000)
 
 
-def published_sizes(channels: int) -> list[SlicesStage | LatentsStage]:
-    """The stages with networks of the published sizes and random weights."""
-    vqvae = VQVAE(embedding_dim=2)
+def random_stages(
+    slices: ScalableUNet, vqvae: VQVAE, latents: ScalableUNet
+) -> list[SlicesStage | LatentsStage]:
+    """Both stages of the published form, around networks with random weights."""
     nn.init.normal_(vqvae.quantizer.codebook)
     settings: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": 10}
     return [
-        SlicesStage(ScalableUNet(2, 1, channels), NoiseSettings(), **settings),
+        SlicesStage(slices, NoiseSettings(), **settings),
         LatentsStage(
-            ScalableUNet(3, 2, 2, 2, base_channels=64),
+            latents,
             vqvae,
             NoiseSettings(),
             latents_mean=[0.0] * 2,
@@ -59,6 +60,13 @@ def published_sizes(channels: int) -> list[SlicesStage | LatentsStage]:
             **settings,
         ),
     ]
+
+
+def published_sizes(channels: int) -> list[SlicesStage | LatentsStage]:
+    """The stages with networks of the published sizes."""
+    return random_stages(
+        ScalableUNet(2, 1, channels), VQVAE(embedding_dim=2), ScalableUNet(3, 2, 2, 2, base_channels=64)
+    )
 
 
 def made(arguments: argparse.Namespace, device: torch.device) -> TranslationPipeline:

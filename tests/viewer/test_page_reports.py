@@ -81,6 +81,16 @@ def test_the_page_begins_with_the_report_that_was_given(page: Any) -> None:
     frame.locator("h1").wait_for()
 
 
+def turned_by_its_heading(frame: Any) -> list[str]:
+    """The table of cases as a click on its first heading sorts it; another click turns it round."""
+    heading = frame.locator("#table-cases thead button").first
+    heading.click()
+    first = rows(frame)
+    heading.click()
+    assert rows(frame) == first[::-1] != first
+    return first
+
+
 def test_an_evaluation_shows_pictures_and_sorts_its_table(page: Any) -> None:
     frame = opened(page, "report of good")
     pictures = frame.locator(".pictures img")
@@ -89,11 +99,7 @@ def test_an_evaluation_shows_pictures_and_sorts_its_table(page: Any) -> None:
     pictures.first.scroll_into_view_if_needed()
     settle(page)
     assert pixels(page, "#reports iframe").std() > 20
-    heading = frame.locator("#table-cases thead button").first
-    heading.click()
-    first = rows(frame)
-    heading.click()
-    assert rows(frame) == first[::-1] != first
+    first = turned_by_its_heading(frame)
     assert sorted(first) == list("abcd")
     frame.locator("[data-for=table-cases] input").fill("c")
     assert frame.locator("#table-cases tbody tr:visible").count() < 4
@@ -105,11 +111,7 @@ def test_a_comparison_shows_charts_and_sorts_its_table(page: Any) -> None:
     frame.locator("svg").first.scroll_into_view_if_needed()
     settle(page)
     assert pixels(page, "#reports iframe").std() > 10
-    heading = frame.locator("#table-cases thead button").first
-    heading.click()
-    first = rows(frame)
-    heading.click()
-    assert rows(frame) == first[::-1] != first
+    turned_by_its_heading(frame)
 
 
 @pytest.mark.parametrize("name", ["report of fair", "comparison"])
