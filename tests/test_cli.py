@@ -115,7 +115,10 @@ def test_unknown_commands_are_named_with_the_nearest(capsys):
             ["translate", "--data", "D", "-o", "O", "--split", "all"],
             "--split takes train, validation or test",
         ),
-        (["prepare", "RAW", "SET", "--spacing", "1", "x", "1"], "--spacing takes finite numbers, got x"),
+        (
+            ["prepare", "RAW", "SET", "--spacing", "1", "x", "1"],
+            "--spacing takes finite numbers with spaces between, got x",
+        ),
         (["phantom", "OUT", "--anatomy", "foot"], "--anatomy takes head or pelvis, got foot"),
         (["train", "slices", *TRAIN, "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],

@@ -48,13 +48,13 @@ def _underscored(word: str) -> str:
     return f"--{option[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else word
 
 
-def _in_one_line(error: ArgumentError, takes: type[Any], listed: str = "") -> str:
+def _in_one_line(error: ArgumentError, takes: type[Any], listed: str | None = None) -> str:
     """The parser's complaint in plain words: what was got, and what is allowed or was meant.
 
     Args:
         error: the complaint.
         takes: dataclass of the command's options.
-        listed: what to call several values, which stand one after another in a command and in a list in YAML.
+        listed: what to call several values where they stand in a list, as in YAML; none: in a command.
     """
     message = " ".join(str(error).split())
     hints = get_type_hints(takes)
@@ -64,8 +64,10 @@ def _in_one_line(error: ArgumentError, takes: type[Any], listed: str = "") -> st
     ):
         if (wrong := re.search(pattern, message)) and wrong[1] in hints:
             kind = hints[wrong[1]]
-            several = listed if _list_item(kind) is not None else ""
-            return f"{_spelled(takes, wrong[1])} takes {several}{_in_words(kind)}, got {wrong[2]}"
+            allowed = _in_words(kind)
+            if _list_item(kind) is not None:
+                allowed = f"{allowed} with spaces between" if listed is None else f"{listed}{allowed}"
+            return f"{_spelled(takes, wrong[1])} takes {allowed}, got {wrong[2]}"
     if missing := re.search(r"arguments are required: (.*)$", message):
         names = [_spelled(takes, name) for name in missing[1].split(", ")]
         return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"

@@ -4,6 +4,7 @@ Every item is a pure function of its `Request` and the seed. What is padded to i
 0 in latents) there, and weight 0.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -81,7 +82,7 @@ def _cropped_size(size: Shape, crop_size: Sequence[int] | None) -> Shape:
     return size if crop_size is None else tuple(map(min, size, crop_size))
 
 
-class RequestDataset(Dataset[Item]):
+class RequestDataset(Dataset[Item], ABC):
     """Items that are asked for by `Request`.
 
     Attributes:
@@ -97,8 +98,8 @@ class RequestDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, request: Request) -> Item:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, request: Request) -> Item: ...
 
 
 class SliceDataset(RequestDataset):

@@ -13,7 +13,7 @@ class TrainOptions:
     """What every training stage takes."""
 
     data: Path = argument("a prepared data set")
-    output_dir: Path = argument("folder of the run")
+    output_dir: Path = argument("folder of the run", flags=("-o",))
     resume: Literal["auto", "never"] = argument(
         "`auto` goes on from the last checkpoint of the run folder", "auto"
     )

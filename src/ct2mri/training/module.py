@@ -1,6 +1,7 @@
 """What the training of every stage has in common: seeds, optimiser, learning rate, and refusing a NaN."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def make_unet(
     )
 
 
-class StageModule(lightning.LightningModule):
+class StageModule(lightning.LightningModule, ABC):
     """Trains one network: it has a model, and a loss of a batch.
 
     Args:
@@ -138,9 +139,9 @@ class StageModule(lightning.LightningModule):
         self.losses: list[Tensor] = []
         self.step_numbers: dict[str, float] = {}
 
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of a batch, a scalar."""
-        raise NotImplementedError
 
     def loss_in_parts(self, batch: Batch) -> Tensor:
         """The loss of a batch, of whose parts each is computed anew for its gradient, one after the other.

@@ -1,5 +1,6 @@
 """Training of the 2D diffusion model (2D-SDM), which draws target slices from source slices."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +54,17 @@ class SliceModule(StageModule):
         )
         self.options = options
 
+    @abstractmethod
     def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
         """Target slices (n, 1, H, W), drawn as they will be in use, of source slices (n, C, H, W)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fixed_loss(self, planes: "Planes", noise: SeededNoise) -> float:
         """The training loss of some slices, the same at each validation, with nothing left to chance."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stage(self) -> Stage:
         """The stage around the network."""
-        raise NotImplementedError
 
 
 class SlicesModule(SliceModule):
