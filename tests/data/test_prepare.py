@@ -352,6 +352,17 @@ def test_pictures_become_volumes_one_voxel_thick(tmp_path):
         )
 
 
+def test_pictures_of_synthrad_patients_tell_their_centre(tmp_path):
+    raw = write_pictures(tmp_path / "raw", 4)
+    for number, name in enumerate(("1BA001", "1BC002", "1THE003")):
+        (raw / f"s{number}").rename(raw / name)
+    dataset = run(raw, tmp_path / "set")
+    centres = {
+        dataset.case(case_id).patient_id: dataset.case(case_id).centre for case_id in dataset.case_ids()
+    }
+    assert centres == {"1BA001": "A", "1BC002": "C", "1THE003": "E", "s3": None}
+
+
 def test_pictures_that_do_not_fit_are_left_out(tmp_path):
     raw = write_pictures(tmp_path / "raw", 4)
     Image.fromarray(np.ones((5, 5), np.uint8)).save(raw / "s0" / "mr_axial.png")

@@ -4,12 +4,16 @@ from pathlib import Path
 
 from ct2mri.data.cases import SLICE_AXIS, Orientation
 from ct2mri.data.layouts.cases import Picture, RawCase, RawData, visible_folders
+from ct2mri.data.layouts.synthrad import centre_of
 from ct2mri.options.choices import Layout
 from ct2mri.options.data import RawDataOptions
 
 
 class Slices:
-    """PATIENT/ct_PLANE.png, mr_PLANE.png and optionally mask_PLANE.png; each plane becomes a case."""
+    """PATIENT/ct_PLANE.png, mr_PLANE.png and optionally mask_PLANE.png; each plane becomes a case.
+
+    Where a patient is named by an identifier of SynthRAD, that tells the centre.
+    """
 
     name: Layout = "slices"
 
@@ -43,6 +47,7 @@ class Slices:
                             Picture(target, plane),
                             Picture(mask, plane) if mask.is_file() else None,
                             plane,
+                            centre_of(folder.name),
                         )
                     )
                 elif source.is_file() or target.is_file():

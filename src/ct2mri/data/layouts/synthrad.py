@@ -65,6 +65,12 @@ _ANATOMIES = {"B": "brain", "P": "pelvis"}
 _DEPTH = 4  # ARCHIVE/Task1/brain/1BA001
 
 
+def centre_of(identifier: str) -> str | None:
+    """The centre that an identifier of SynthRAD names, or None where it is no such identifier."""
+    told = _IN_2023.fullmatch(identifier) or _IN_2025.fullmatch(identifier)
+    return told["centre"] if told else None
+
+
 def _by_the_paper(anatomy: str, centre: str) -> dict[str, Any]:
     """What the paper of SynthRAD2023 says of all MR images of an anatomy and a centre."""
     return {"mr_contrast": "T1w", "contrast_agent": centre != "A"} if anatomy == "brain" else {}
