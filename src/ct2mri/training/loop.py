@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 from torch.utils.data import DataLoader
@@ -275,27 +276,8 @@ def _train(
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
-    for name in ("lightning.pytorch", "lightning.fabric"):  # they tell of features that are not used here
-        logging.getLogger(name).setLevel(logging.ERROR)
-    trainer = lightning.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=here.local_world_size,
-        num_nodes=world_size // here.local_world_size,
-        strategy="ddp" if world_size > 1 else "auto",
-        # Left to itself, Lightning takes a batch script of SLURM for one of its tasks.
-        plugins=[TorchElasticEnvironment() if world_size > 1 else LightningEnvironment()],
-        precision="bf16-mixed" if bf16 else "32-true",
-        max_steps=options.max_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=options.accumulate,
-        limit_val_batches=0,  # the supervisor validates
-        use_distributed_sampler=False,  # the stream deals its batches out itself
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback for callback in (averaging, supervisor) if callback is not None],
-    )
+    callbacks: list[Callback] = [supervisor] if averaging is None else [averaging, supervisor]
+    trainer = _make_trainer(options, device, callbacks, bf16=bf16)
     with warnings.catch_warnings(), noticing_deaths(), supervisor.ending_by_interrupt():
         warnings.filterwarnings("ignore", module="lightning")
         try:
@@ -314,3 +296,31 @@ def _train(
             best={"step": supervisor.best_step, "score": supervisor.best_score},
         )
         print(f"{folder.path}: {trainer.global_step} steps done, best at step {supervisor.best_step}.")
+
+
+def _make_trainer(
+    options: TrainOptions, device: torch.device, callbacks: list[Callback], *, bf16: bool
+) -> lightning.Trainer:
+    """Lightning's trainer, with all off that the supervisor and the run folder do themselves."""
+    here = place()
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they tell of features that are not used here
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lightning.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=here.local_world_size,
+        num_nodes=here.world_size // here.local_world_size,
+        strategy="ddp" if here.world_size > 1 else "auto",
+        # Left to itself, Lightning takes a batch script of SLURM for one of its tasks.
+        plugins=[TorchElasticEnvironment() if here.world_size > 1 else LightningEnvironment()],
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=options.accumulate,
+        limit_val_batches=0,  # the supervisor validates
+        use_distributed_sampler=False,  # the stream deals its batches out itself
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
