@@ -2,10 +2,10 @@
 
     python benchmarks/latent_ceiling.py DATA MODEL --cts head.nii.gz
 
-A 3D stage that decodes plainly can do no better than the first column, and one that changes nothing gives the
-third. One that decodes residually can do no better than the second, and changing nothing gives the draft. The
-last column is the first without the codebook: what lies between the two is its share. With --cts a second
-table: what the 2D stage draws of CTs without a truth, encoded and decoded, against that draft.
+A 3D stage that decodes plainly can do no better than the first column; what lies between the first two is
+the codebook's share. One that decodes residually, which leaves out the codebook, can do no better than the
+fourth, and where it changes nothing gives the draft. With --cts a second table: what the 2D stage draws of
+CTs without a truth, encoded and decoded, against that draft.
 """
 
 import argparse
@@ -60,16 +60,19 @@ def of_cases(dataset: PreparedDataset, split: str, pipeline: TranslationPipeline
             "draft": torch.from_numpy(draft)[None],
         }
         refined = stage.sample(condition, SeededNoise(0))[0].numpy()
-        truth_through, draft_through = through(stage.vqvae, shown), through(stage.vqvae, draft)
-        perfect = (draft + truth_through - draft_through).clip(-1, 1)
-        unquantised = through(stage.vqvae, shown, quantised=False)
-        images = [truth_through, perfect, draft_through, draft, refined, unquantised]
+        plain, free = (through(stage.vqvae, shown, quantised=quantised) for quantised in (True, False))
+        perfect = (draft + free - through(stage.vqvae, draft, quantised=False)).clip(-1, 1)
+        images = [plain, free, draft, perfect, refined]
         rows[case_id] = [psnr(image, target, inside) for image in images]
         with torch.inference_mode():
             latents = stage.vqvae.encode(torch.from_numpy(shown)[None, None])
             codes.append(stage.vqvae.quantizer(latents)[2].flatten())
-    columns = ["truth through", "draft + truth through − draft through", "draft through", "draft"]
-    print_table([*columns, f"refined ({stage.decoding} decoding)", "truth through, not quantised"], rows)
+    columns = ["truth through", "truth through, not quantised", "draft"]
+    columns += [
+        "draft + truth through − draft through, not quantised",
+        f"refined ({stage.decoding} decoding)",
+    ]
+    print_table(columns, rows)
     share = codes_in_use(torch.cat(codes)) / stage.vqvae.quantizer.num_embeddings
     print(f"\nCodes in use on these cases: {share:.0%} of {stage.vqvae.quantizer.num_embeddings}.")
 

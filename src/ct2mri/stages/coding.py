@@ -53,8 +53,10 @@ def decode(
     execution: Execution,
     combine: Callable[[list[Tensor], Place], Tensor] = lambda images, _: images[0],
     wanted: Tensor | None = None,
+    *,
+    quantise: bool = True,
 ) -> Tensor:
-    """Quantise and decode latents, and make one volume of what they become.
+    """Decode latents, and make one volume of what they become.
 
     Args:
         vqvae: 3D.
@@ -64,6 +66,8 @@ def decode(
         combine: makes one image (1, …) of the images (1, …) of the latents, and is told which place of the
             volume they are; by default, there is but one.
         wanted: where the volume is looked at, (1, *spatial_shape); tiles elsewhere are not decoded.
+        quantise: whether the codes nearest to the latents are decoded, as the VQ-VAE was trained, or the
+            latents themselves.
 
     Returns:
         (1, *spatial_shape) on the CPU.
@@ -74,8 +78,9 @@ def decode(
 
     def image(z: Tensor, tile: Tile, place: Place) -> Tensor:
         part = tuple(slice(span.lower, span.upper) for span in tile)
+        shown = z[(slice(None), *part)][None].to(device)
         with execution.autocast(device):
-            decoded = vqvae.decode(vqvae.quantize(z[(slice(None), *part)][None].to(device)))
+            decoded = vqvae.decode(vqvae.quantize(shown) if quantise else shown)
         kept = decoded[0][(slice(None), *_kept_of(tile, factor))]
         # The volume may end within the last latent.
         return kept[tuple(slice(size) for size in volume[place].shape)]

@@ -33,8 +33,9 @@ from ct2mri.stages.windows import Windowed, windowings
 class LatentsStage(DiffusionStage):
     """The 3D model: refines a volume in the latent space of a VQ-VAE.
 
-    Latents are the encoder's output before quantisation, standardised per channel; they are quantised only
-    before decoding.
+    Latents are the encoder's output before quantisation, standardised per channel. Where they are decoded
+    plainly, they are quantised first, as published; where residually, not: the codes of refined latents and
+    of the draft's differ by their rounding as well, and that is noise.
 
     Args:
         network: 3D, its sample channels the latent channels, its condition channels as many per part.
@@ -172,7 +173,7 @@ class LatentsStage(DiffusionStage):
 
     @torch.inference_mode()
     def residual(self, latents: Tensor, encoded: Tensor, spatial_shape: Sequence[int]) -> Tensor:
-        """What refining changed of the draft: D(z) − D(E(draft)), where D quantises and decodes, E encodes.
+        """What refining changed of the draft: D(z) − D(E(draft)), E encoding, D decoding without codebook.
 
         Args:
             latents: z, standardised, (latent channels, *latent).
@@ -184,7 +185,12 @@ class LatentsStage(DiffusionStage):
         """
         both = [self._scaled(latents), self._scaled(self._encoded_draft(encoded))]
         return decode(
-            self.vqvae, both, spatial_shape, self.execution, lambda images, _: images[0] - images[1]
+            self.vqvae,
+            both,
+            spatial_shape,
+            self.execution,
+            lambda images, _: images[0] - images[1],
+            quantise=False,
         )
 
     @torch.inference_mode()
@@ -210,7 +216,8 @@ class LatentsStage(DiffusionStage):
             return condition["draft"][place].to(change) + self.residual_gain * change
 
         both = [ours, self._scaled(self._encoded_draft(encoded))]
-        return decode(self.vqvae, both, spatial_shape, self.execution, refined, wanted).clamp_(-1, 1)
+        volume = decode(self.vqvae, both, spatial_shape, self.execution, refined, wanted, quantise=False)
+        return volume.clamp_(-1, 1)
 
     def _encoded_draft(self, encoded: Tensor) -> Tensor:
         channels = self.vqvae.embedding_dim
