@@ -9,6 +9,7 @@ from torch import nn
 
 import tiny
 from ct2mri.models.footprint import decoding_bytes, encoding_bytes, meta_twin, network_bytes, peak_bytes
+from ct2mri.stages.execution import Portion
 
 
 def meta(*shape):
@@ -94,7 +95,8 @@ with torch.inference_mode():
     sample, condition = torch.zeros(1, 1, edge, edge), torch.zeros(1, 2, edge, edge)
     before = peak()
     network(sample, torch.zeros(1), condition)
-print((peak() - before) / (edge**2 * network_bytes(network, 1, 2, 2)))
+print(peak() - before, edge**2 * network_bytes(network, 1, 2, 2))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert 0.5 < float(run.stdout) < 1.4  # the margin that an `Execution` leaves
+    taken, said = map(int, run.stdout.split())
+    assert 0.5 * said < taken < Portion(None, said, "").need  # with the margin that an `Execution` leaves
