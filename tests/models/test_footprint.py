@@ -97,6 +97,10 @@ with torch.inference_mode():
     network(sample, torch.zeros(1), condition)
 print(peak() - before, edge**2 * network_bytes(network, 1, 2, 2))
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    taken, said = map(int, run.stdout.split())
-    assert 0.5 * said < taken < Portion(None, said, "").need  # with the margin that an `Execution` leaves
+    taken, said = zip(*(map(int, _printed_by(program).split()) for _ in range(3)), strict=True)
+    # The least of three: what the allocator and the system add differs from run to run, by up to the half.
+    assert 0.5 * said[0] < min(taken) < Portion(None, said[0], "").need  # what an `Execution` leaves
+
+
+def _printed_by(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
