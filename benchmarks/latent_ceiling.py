@@ -22,6 +22,7 @@ from ct2mri.data.replay import prepare_source
 from ct2mri.diffusion import SeededNoise
 from ct2mri.evaluation.metrics import evaluate_volumes
 from ct2mri.models import VQVAE, codes_in_use
+from tables import markdown
 
 
 def through(vqvae: VQVAE, image: np.ndarray, *, quantised: bool = True) -> np.ndarray:
@@ -40,10 +41,9 @@ def psnr(image: np.ndarray, target: np.ndarray, inside: np.ndarray) -> float:
 
 def print_table(columns: Sequence[str], rows: dict[str, list[float]]) -> None:
     """As Markdown, with the mean of several rows."""
-    print("| PSNR dB | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     means = {"mean": list(np.mean(list(rows.values()), axis=0))} if len(rows) > 1 else {}
-    for name, row in (rows | means).items():
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+    cells = [[name, *(f"{value:.2f}" for value in row)] for name, row in (rows | means).items()]
+    print(markdown(["PSNR dB", *columns], cells))
 
 
 def of_cases(dataset: PreparedDataset, split: str, pipeline: TranslationPipeline) -> None:

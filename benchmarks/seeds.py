@@ -15,7 +15,7 @@ import numpy as np
 
 from ct2mri.evaluation.statistics import average_by_patient, compare_systems
 from ct2mri.files import read_json
-from tables import COLUMNS, difference_in_words
+from tables import COLUMNS, difference_in_words, markdown
 
 SHOWN = ("psnr", "ssim", "mae", "ms_gmsd")
 
@@ -88,13 +88,6 @@ def centres_row(trainings: Trainings, centre: str) -> list[str]:
     return cells
 
 
-def print_table(headings: list[str], rows: list[list[str]]) -> None:
-    """As Markdown."""
-    for line in (headings, ["---"] * len(headings), *rows):
-        print("| " + " | ".join(line) + " |")
-    print()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, nargs="+", help="folders of benchmarks/baselines.py, a seed each")
@@ -110,9 +103,9 @@ def main() -> None:
     headings = [COLUMNS[metric][0] for metric in SHOWN]
     seeds = [str(read_json(work / "request.json")["seed"]) for work in arguments.work]
     print(f"Seeds {', '.join(seeds)}; {len(against.centre_of)} patients.\n")
-    print_table(["", *headings], [[name, *means_row(of)] for name, of in named.items()])
+    print(markdown(["", *headings], [[name, *means_row(of)] for name, of in named.items()]))
     less = [[name, *differences_row(named[name], against)] for name in arguments.reports]
-    print_table([f"less {arguments.against}", *headings], less)
+    print("\n" + markdown([f"less {arguments.against}", *headings], less))
     centres = sorted({centre for centre in against.centre_of.values() if centre is not None})
     rows = [
         [f"{name}, centre {centre}", *centres_row(of, centre)]
@@ -120,7 +113,7 @@ def main() -> None:
         for centre in centres
     ]
     if rows:
-        print_table(["", *headings], rows)
+        print("\n" + markdown(["", *headings], rows))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def paired_table(
     heads = list(next(iter(facts.values()), {}))
     compared = [f"{_distance(metric)} − that of the first" for metric in differences]
     headings = ["", *heads, *(COLUMNS[metric][0] for metric in shown), *compared]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    rows = list[list[str]]()
 
     def numbers(evaluation: dict, metric: str) -> dict[str, float | None]:
         return {
@@ -56,10 +56,15 @@ def paired_table(
         for metric in differences:
             found = compare_systems(numbers(evaluation, metric), numbers(first, metric), patient_of)
             cells.append("" if label == first_label else difference_in_words(found, COLUMNS[metric][1]))
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     cells = [FLOOR, *("" for _ in heads), *(mean_in_words(first["noise_floor"], metric) for metric in shown)]
-    lines.append("| " + " | ".join([*cells, *("" for _ in differences)]) + " |")
-    return "\n".join(lines)
+    return markdown(headings, [*rows, [*cells, *("" for _ in differences)]])
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = (headings, ["---"] * len(headings), *rows)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def mean_in_words(summary: dict, metric: str) -> str:

@@ -72,8 +72,8 @@ def unpack_zip(path: Path, folder: Path) -> list[Path]:
                 with archive.open(member) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 files.append(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        # RuntimeError: encrypted; NotImplementedError: a compression Python does not know
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # RuntimeError: encrypted, or a compression that Python does not know
         raise RequestError(
             f"{path.name} cannot be unpacked (damaged, cut short or locked with a password); "
             "make the zip again or give the folder."

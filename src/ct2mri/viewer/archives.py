@@ -87,6 +87,7 @@ def check_zip(path: Path, unpacked: int, members: int = 20_000) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        # NotImplementedError: zipfile's word for a version of the format that it does not know
         raise RequestError("The zip is damaged or cut short; make it again.") from error
     if len(entries) > members:
         raise RequestError(f"The zip holds {len(entries)} files, and {members} are allowed; zip one series.")
