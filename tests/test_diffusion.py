@@ -7,8 +7,6 @@ from ct2mri.diffusion import (
     NoiseSettings,
     SeededNoise,
     alphas_cumprod,
-    diffusion_loss,
-    double_loss,
     draw_timesteps,
     noisy_sample,
     predicted_original,
@@ -178,14 +176,6 @@ def test_renoise_vector(reference):
     torch.testing.assert_close(result, torch.from_numpy(vector["output"]), atol=2e-4, rtol=0)
 
 
-def test_double_loss_vector(reference):
-    vector = np.load(reference / "double_loss.npz")
-    prediction, target = (torch.from_numpy(vector[key]) for key in ("prediction", "target"))
-    timestep = torch.zeros(len(target), dtype=torch.long)
-    loss = diffusion_loss(prediction, target, timestep, PUBLISHED, "double")
-    assert loss.item() == pytest.approx(vector["loss"].item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_the_training_target_implies_the_original(settings):
     original = torch.rand(8, 1, 4, 4) * 2 - 1
@@ -199,49 +189,6 @@ def test_the_training_target_implies_the_original(settings):
     assert (shown[-1] == 0).all() == (settings.last_timestep_input == "zero")
     recovered = predicted_original(target, state, timestep, settings)
     torch.testing.assert_close(recovered, original, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("loss", ["mse", "l1", "double"])
-def test_invalid_voxels_do_not_count(loss):
-    torch.manual_seed(0)
-    output, target = torch.randn(3, 2, 6, 5), torch.randn(3, 2, 6, 5)
-    weight = torch.ones(3, 1, 6, 5)
-    weight[:, :, 4:] = 0
-    timestep = torch.tensor([3, 500, 999])
-    expected = diffusion_loss(output, target, timestep, OURS, loss, weight)
-    output[:, :, 4:] = 1e6
-    assert diffusion_loss(output, target, timestep, OURS, loss, weight) == expected
-    assert torch.isfinite(diffusion_loss(output, target, timestep, OURS, loss, torch.zeros_like(weight)))
-
-
-def test_loss_is_l1_at_a_blind_last_timestep():
-    output, target = torch.full((2, 1, 3, 3), 3.0), torch.zeros(2, 1, 3, 3)
-    loss = diffusion_loss(output, target, torch.tensor([10, 999]), OURS)
-    assert loss.item() == pytest.approx((9 + 3) / 2)
-
-
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-@pytest.mark.parametrize(("loss", "error"), [("mse", torch.square), ("l1", torch.abs)])
-def test_a_loss_in_the_image_compares_the_clean_images(prediction_type, loss, error):
-    torch.manual_seed(0)
-    settings = NoiseSettings(prediction_type=prediction_type, restart_timestep=200)
-    image, noise, output = torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5)
-    timestep = torch.tensor([3, 90, 200])
-    state, target = noisy_sample(image, noise, timestep, settings)
-    implied = predicted_original(output, state, timestep, settings)
-    found = diffusion_loss(output, target, timestep, settings, loss, space="image")
-    torch.testing.assert_close(found, error(implied - image).mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_loss_in_the_image_is_refused_where_the_noise_is_predicted():
-    image = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(RequestError, match="loss_space output"):
-        diffusion_loss(image, image, torch.tensor([5]), PUBLISHED, space="image")
-
-
-def test_double_loss_of_equal_images_is_zero():
-    image = torch.randn(2, 1, 4, 4)
-    assert double_loss(image, image).tolist() == [0, 0]
 
 
 def test_timesteps_hold_the_last_one_often_enough():

@@ -1,4 +1,4 @@
-"""The diffusion process: noise settings, training target and loss, and the one sampling loop.
+"""The diffusion process: noise settings, training target, and the one sampling loop.
 
 Notation, after Ho et al. (DDPM, 2020) and Salimans & Ho (progressive distillation, 2022):
 
@@ -39,8 +39,6 @@ from ct2mri.options.choices import PredictionType, Sampler
 from ct2mri.options.training import NoiseOptions
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-Loss = Literal["mse", "l1", "double"]
-LossSpace = Literal["output", "image"]
 
 STOCHASTIC_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "renoise")
 
@@ -123,7 +121,7 @@ def alphas_cumprod(settings: NoiseSettings) -> Tensor:
     return alphas
 
 
-def _levels(timestep: Tensor, settings: NoiseSettings, like: Tensor) -> tuple[Tensor, Tensor]:
+def noise_levels(timestep: Tensor, settings: NoiseSettings, like: Tensor) -> tuple[Tensor, Tensor]:
     """√ᾱ_t and √(1 − ᾱ_t) per item, shaped to multiply `like`."""
     alphas = alphas_cumprod(settings).to(like.device)[timestep.to(like.device)]
     alphas = alphas.reshape(-1, *[1] * (like.ndim - 1)).to(like.dtype)
@@ -170,7 +168,7 @@ def noisy_sample(
     Returns:
         The network's `sample` input and its training target, both (B, C, *spatial).
     """
-    signal, spread = _levels(timestep, settings, original_sample)
+    signal, spread = noise_levels(timestep, settings, original_sample)
     sample = signal * original_sample + spread * noise
     target = {
         "epsilon": lambda: noise,
@@ -187,75 +185,12 @@ def predicted_original(
 
     `sample` is x_t itself, also at a last timestep at which the network was shown zeros.
     """
-    signal, spread = _levels(timestep, settings, sample)
+    signal, spread = noise_levels(timestep, settings, sample)
     if settings.prediction_type == "epsilon":
         return (sample - spread * model_output) / signal
     if settings.prediction_type == "sample":
         return model_output
     return signal * sample - spread * model_output
-
-
-def double_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The published 3D loss per item, (B,): 0.8 · L1 + 0.2 · MSE of neighbouring-slice differences.
-
-    Slices lie along the first spatial axis; the squared differences of the D − 1 neighbours are divided by
-    the elements of all D slices, as published.
-    """
-    weight = torch.ones_like(target) if weight is None else weight.expand_as(target)
-    axes = tuple(range(1, target.ndim))
-    elements = weight.sum(axes).clamp(min=1)
-    level = (weight * (prediction - target).abs()).sum(axes) / elements
-    change = (prediction - target).diff(dim=2) ** 2
-    both = weight[:, :, 1:] * weight[:, :, :-1]
-    return 0.8 * level + 0.2 * (both * change).sum(axes) / elements
-
-
-def diffusion_loss(
-    model_output: Tensor,
-    training_target: Tensor,
-    timestep: Tensor,
-    settings: NoiseSettings,
-    loss: Loss = "mse",
-    weight: Tensor | None = None,
-    space: LossSpace = "output",
-) -> Tensor:
-    """The training loss, a scalar.
-
-    Args:
-        model_output: (B, C, *spatial).
-        training_target: the same shape, from `noisy_sample`.
-        timestep: (B,).
-        settings: the diffusion process.
-        loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
-            are compared by L1: their best answer is an estimate, and the median is the sharper one.
-        weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
-        space: `output` compares what the network predicts, `image` the x_0 that it implies.
-
-    Raises:
-        RequestError: the network predicts the noise, which implies no image at the last timestep.
-    """
-    if space == "image" and settings.prediction_type != "sample":
-        if settings.prediction_type == "epsilon":
-            raise RequestError(
-                "loss_space image divides by the share of the image in the sample, which next to nothing is "
-                "left of at the last timesteps; with prediction_type epsilon choose loss_space output."
-            )
-        _, spread = _levels(timestep, settings, training_target)
-        # x_0 = √ᾱ · x_t − √(1 − ᾱ) · v, and x_t is the same in both.
-        model_output, training_target = spread * model_output, spread * training_target
-    weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
-    axes = tuple(range(1, training_target.ndim))
-    elements = weight.sum(axes).clamp(min=1)
-    error = model_output - training_target
-    l1 = (weight * error.abs()).sum(axes) / elements
-    if loss == "l1":
-        return l1.mean()
-    if loss == "double":
-        return double_loss(model_output, training_target, weight).mean()
-    mse = (weight * error**2).sum(axes) / elements
-    if settings.last_timestep_input == "zero":
-        mse = torch.where(timestep.to(mse.device) == settings.last_timestep, l1, mse)
-    return mse.mean()
 
 
 # --- sampling --------------------------------------------------------------------------------------------
@@ -425,7 +360,7 @@ def sample(
         if num_inference_steps == 1:
             return original
         restart = torch.full((len(start),), settings.restart_timestep, device=start.device)
-        signal, spread = _levels(restart, settings, start)
+        signal, spread = noise_levels(restart, settings, start)
         state, first = signal * original + spread * start, 1
     scheduler = _scheduler(sampler, settings)
     scheduler.set_timesteps(num_inference_steps - first)

@@ -16,10 +16,11 @@ from ct2mri.bridge import BridgeSettings
 from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.volume import Volume
-from ct2mri.diffusion import NoiseSettings, SeededNoise, alphas_cumprod, diffusion_loss, noisy_sample, sample
+from ct2mri.diffusion import NoiseSettings, SeededNoise, alphas_cumprod, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.export import export
 from ct2mri.files import read_json
+from ct2mri.losses import diffusion_loss
 from ct2mri.options.translation import ExportOptions, TranslateOptions
 from ct2mri.pipeline import TranslationPipeline
 from ct2mri.training.baseline import at_once

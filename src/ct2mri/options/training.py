@@ -119,6 +119,11 @@ class TrainSlicesOptions(TrainOptions, UNetOptions, NoiseOptions):
         "slice orientations to train on", ["axial", "coronal", "sagittal"]
     )
     draft_orientations: list[Orientation] = argument("orientations that a draft is averaged over", ["axial"])
+    gradient_weight: float = argument(
+        "weight of the gradients' error beside the values' at the last timestep where it is shown zeros: "
+        "sharper edges in the first step's estimate",
+        0.5,
+    )
     folds: int = argument(
         "models trained beside the main one, each on all but its share of the training patients, "
         "so that training cases are drafted by a model that has not seen them (0: none)",

@@ -47,7 +47,9 @@ def at_once(options: TrainBaselineOptions) -> TrainSlicesOptions:
     }
     given = {name: getattr(options, name) for name in shared}
     given |= {"num_train_timesteps": 1, "num_inference_steps": 1, "folds": 0}
-    return TrainSlicesOptions(**given, prediction_type="sample", last_timestep_share=1.0, loss="l1")
+    return TrainSlicesOptions(
+        **given, prediction_type="sample", last_timestep_share=1.0, loss="l1", gradient_weight=0.0
+    )
 
 
 def _train_regression(options: TrainBaselineOptions) -> None:

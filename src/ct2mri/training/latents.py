@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
 from ct2mri.data.datasets import AIR, LatentDataset
-from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
+from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json
+from ct2mri.losses import diffusion_loss
 from ct2mri.models import VQVAE, ScalableUNet
 from ct2mri.models.layers import space_to_depth
 from ct2mri.options.training import TrainLatentsOptions

@@ -1,5 +1,6 @@
 """Training of the 2D diffusion model (2D-SDM), which draws target slices from source slices."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase, PreparedDataset
 from ct2mri.data.datasets import SliceDataset
-from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, diffusion_loss, noisy_sample, sample
+from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
+from ct2mri.losses import diffusion_loss
 from ct2mri.models import ScalableUNet
 from ct2mri.options.training import TrainSlicesOptions
 from ct2mri.stages import SlicesStage, Stage
@@ -90,6 +92,7 @@ class SlicesModule(SliceModule):
             loss=options.loss,
             weight=batch["weight"],
             space=options.loss_space,
+            gradient_weight=options.gradient_weight,
         )
 
     def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
@@ -128,6 +131,7 @@ class SlicesModule(SliceModule):
                 loss=self.options.loss,
                 weight=planes.weight.to(device),
                 space=self.options.loss_space,
+                gradient_weight=self.options.gradient_weight,
             )
         )
 
@@ -292,6 +296,10 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
     if options.crop_size is not None and options.crop_size < 1:
         raise RequestError(
             f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices."
+        )
+    if not 0 <= options.gradient_weight < math.inf:
+        raise RequestError(
+            f"--gradient_weight is at least 0 (no gradients), got {options.gradient_weight}; 0.5 is usual."
         )
     if not options.orientations:
         raise RequestError("--orientations needs at least one of axial, coronal, sagittal, got none.")

@@ -1,0 +1,121 @@
+"""What a network is trained to make small: the losses of the diffusion stages.
+
+B batch items, C channels, `*spatial` two or three axes.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ct2mri.diffusion import NoiseSettings, noise_levels
+from ct2mri.errors import RequestError
+
+Loss = Literal["mse", "l1", "double"]
+LossSpace = Literal["output", "image"]
+
+GRADIENT_SCALES = 3
+"""Sizes at which `gradient_loss` compares: whole, half and a quarter."""
+
+
+def double_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The published 3D loss per item, (B,): 0.8 · L1 + 0.2 · MSE of neighbouring-slice differences.
+
+    Slices lie along the first spatial axis; the squared differences of the D − 1 neighbours are divided by
+    the elements of all D slices, as published.
+    """
+    weight = torch.ones_like(target) if weight is None else weight.expand_as(target)
+    axes = tuple(range(1, target.ndim))
+    elements = weight.sum(axes).clamp(min=1)
+    level = (weight * (prediction - target).abs()).sum(axes) / elements
+    change = (prediction - target).diff(dim=2) ** 2
+    both = weight[:, :, 1:] * weight[:, :, :-1]
+    return 0.8 * level + 0.2 * (both * change).sum(axes) / elements
+
+
+def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L1 of the differences between neighbouring pixels, at three scales, per item, (B,).
+
+    It is the sum, over both axes and over the image as it is and averaged over 2 × 2 and 4 × 4 pixels, of the
+    mean absolute error of differences. Where a loss of values alone sees hardly any change, it tells an edge
+    that is blurred from one that is sharp (a gradient difference loss; Mathieu et al., ICLR 2016, with their
+    α = 1), and, at the coarse scales, a level that is wrong over a whole region from a scatter of errors.
+
+    Args:
+        prediction: images, (B, C, H, W).
+        target: the same shape.
+        weight: (B, 1, H, W), 0 where the target is not valid: differences to such pixels do not count.
+    """
+    error = prediction - target
+    weight = torch.ones_like(error[:, :1]) if weight is None else weight
+    total = error.new_zeros(len(error))
+    for scale in range(GRADIENT_SCALES):
+        if scale:
+            if min(error.shape[2:]) < 2:
+                break
+            error = functional.avg_pool2d(error, 2)
+            weight = -functional.max_pool2d(-weight, 2)  # valid where all four are
+        for dim in (2, 3):
+            size = error.shape[dim] - 1
+            both = weight.narrow(dim, 0, size) * weight.narrow(dim, 1, size)
+            both = both.expand(-1, error.shape[1], -1, -1)
+            total = total + (both * error.diff(dim=dim).abs()).sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(
+                min=1
+            )
+    return total
+
+
+def diffusion_loss(
+    model_output: Tensor,
+    training_target: Tensor,
+    timestep: Tensor,
+    settings: NoiseSettings,
+    loss: Loss = "mse",
+    weight: Tensor | None = None,
+    space: LossSpace = "output",
+    gradient_weight: float = 0.0,
+) -> Tensor:
+    """The training loss, a scalar.
+
+    Args:
+        model_output: (B, C, *spatial).
+        training_target: the same shape, from `noisy_sample`.
+        timestep: (B,).
+        settings: the diffusion process.
+        loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
+            are compared by L1: their best answer is an estimate, and the median is the sharper one.
+        weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
+        space: `output` compares what the network predicts, `image` the x_0 that it implies.
+        gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
+            nothing and of 2D images alone.
+
+    Raises:
+        RequestError: `image` where the network predicts the noise, which implies no image at the last
+            timestep.
+    """
+    if space == "image" and settings.prediction_type != "sample":
+        if settings.prediction_type == "epsilon":
+            raise RequestError(
+                "loss_space image divides by the share of the image in the sample, which next to nothing is "
+                "left of at the last timesteps; with prediction_type epsilon choose loss_space output."
+            )
+        _, spread = noise_levels(timestep, settings, training_target)
+        # x_0 = √ᾱ · x_t − √(1 − ᾱ) · v, and x_t is the same in both.
+        model_output, training_target = spread * model_output, spread * training_target
+    weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
+    axes = tuple(range(1, training_target.ndim))
+    elements = weight.sum(axes).clamp(min=1)
+    error = model_output - training_target
+    l1 = (weight * error.abs()).sum(axes) / elements
+    blind = (timestep.to(l1.device) == settings.last_timestep) & (settings.last_timestep_input == "zero")
+    if loss == "double":
+        items = double_loss(model_output, training_target, weight)
+    elif loss == "l1":
+        items = l1
+    else:
+        items = torch.where(blind, l1, (weight * error**2).sum(axes) / elements)
+    if gradient_weight:
+        gradients = gradient_loss(model_output, training_target, weight[:, :1])
+        items = items + gradient_weight * torch.where(blind, gradients, 0)
+    return items.mean()

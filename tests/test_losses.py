@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+
+from ct2mri.diffusion import NoiseSettings, noisy_sample, predicted_original
+from ct2mri.errors import RequestError
+from ct2mri.losses import diffusion_loss, double_loss, gradient_loss
+
+OURS = NoiseSettings()
+PUBLISHED = NoiseSettings(prediction_type="epsilon", zero_terminal_snr=False, last_timestep_input="noise")
+
+
+def test_double_loss_vector(reference):
+    vector = np.load(reference / "double_loss.npz")
+    prediction, target = (torch.from_numpy(vector[key]) for key in ("prediction", "target"))
+    timestep = torch.zeros(len(target), dtype=torch.long)
+    loss = diffusion_loss(prediction, target, timestep, PUBLISHED, "double")
+    assert loss.item() == pytest.approx(vector["loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "double"])
+def test_invalid_voxels_do_not_count(loss):
+    torch.manual_seed(0)
+    output, target = torch.randn(3, 2, 6, 5), torch.randn(3, 2, 6, 5)
+    weight = torch.ones(3, 1, 6, 5)
+    weight[:, :, 4:] = 0
+    timestep = torch.tensor([3, 500, 999])
+    expected = diffusion_loss(output, target, timestep, OURS, loss, weight)
+    output[:, :, 4:] = 1e6
+    assert diffusion_loss(output, target, timestep, OURS, loss, weight) == expected
+    assert torch.isfinite(diffusion_loss(output, target, timestep, OURS, loss, torch.zeros_like(weight)))
+
+
+def test_loss_is_l1_at_a_blind_last_timestep():
+    output, target = torch.full((2, 1, 3, 3), 3.0), torch.zeros(2, 1, 3, 3)
+    loss = diffusion_loss(output, target, torch.tensor([10, 999]), OURS)
+    assert loss.item() == pytest.approx((9 + 3) / 2)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize(("loss", "error"), [("mse", torch.square), ("l1", torch.abs)])
+def test_a_loss_in_the_image_compares_the_clean_images(prediction_type, loss, error):
+    torch.manual_seed(0)
+    settings = NoiseSettings(prediction_type=prediction_type, restart_timestep=200)
+    image, noise, output = torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5)
+    timestep = torch.tensor([3, 90, 200])
+    state, target = noisy_sample(image, noise, timestep, settings)
+    implied = predicted_original(output, state, timestep, settings)
+    found = diffusion_loss(output, target, timestep, settings, loss, space="image")
+    torch.testing.assert_close(found, error(implied - image).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_in_the_image_is_refused_where_the_noise_is_predicted():
+    image = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(RequestError, match="loss_space output"):
+        diffusion_loss(image, image, torch.tensor([5]), PUBLISHED, space="image")
+
+
+def test_double_loss_of_equal_images_is_zero():
+    image = torch.randn(2, 1, 4, 4)
+    assert double_loss(image, image).tolist() == [0, 0]
+
+
+def test_gradient_loss_of_a_line():
+    target = torch.zeros(1, 1, 8, 8)
+    prediction = target.clone()
+    prediction[..., 4] = 1  # 8 pixels; to the left and right of each, a difference of 1
+    whole = 2 * 8 / (8 * 7)
+    half = 2 * 4 * 0.5 / (4 * 3)  # two pixels of 2 × 2 average to a half
+    quarter = 2 * 0.25 / 2
+    assert gradient_loss(prediction, target).item() == pytest.approx(whole + half + quarter)
+    assert gradient_loss(prediction.mT, target).item() == pytest.approx(whole + half + quarter)
+
+
+def test_gradient_loss_sees_edges_and_no_level():
+    image = torch.randn(3, 1, 9, 14)
+    torch.testing.assert_close(gradient_loss(image + 0.5, image), torch.zeros(3), atol=1e-6, rtol=0)
+    sharp = torch.zeros(1, 1, 16, 16)
+    sharp[..., 8:] = 1
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
+    noisy = sharp + 0.01 * torch.randn(1, 1, 16, 16)
+    assert gradient_loss(blurred, sharp) > gradient_loss(noisy, sharp)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (5, 5), (13, 22)])
+def test_gradient_loss_of_any_size(shape):
+    image, target = torch.randn(2, 2, *shape), torch.randn(2, 2, *shape)
+    loss = gradient_loss(image, target)
+    assert loss.shape == (2,)
+    assert (loss > 0).all() == (max(shape) > 1)
+    assert gradient_loss(target, target).tolist() == [0, 0]
+
+
+def test_gradients_count_at_a_blind_last_timestep_and_where_pixels_are_valid():
+    torch.manual_seed(0)
+    output, target = torch.randn(2, 1, 12, 10), torch.randn(2, 1, 12, 10)
+    timestep = torch.tensor([10, 999])
+    plain = diffusion_loss(output, target, timestep, OURS)
+    found = diffusion_loss(output, target, timestep, OURS, gradient_weight=0.5)
+    gradients = gradient_loss(output[1:], target[1:]).item()
+    assert found.item() == pytest.approx(plain.item() + 0.5 * gradients / 2, rel=1e-5)
+    seen = diffusion_loss(output, target, timestep, PUBLISHED, gradient_weight=0.5)
+    assert seen == diffusion_loss(output, target, timestep, PUBLISHED)
+    weight = torch.ones(2, 1, 12, 10)
+    weight[..., 7:] = 0
+    masked = gradient_loss(output, target, weight)
+    output[..., 7:] = 1e6
+    torch.testing.assert_close(gradient_loss(output, target, weight), masked)
+    assert gradient_loss(output, target, torch.zeros_like(weight)).tolist() == [0, 0]
