@@ -68,7 +68,13 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
 def test_the_best_weights_are_those_of_the_best_validation(tiny: Tiny, tmp_path: Path) -> None:
     """A learning rate so high that the training gets worse: what was best stays."""
     run = tmp_path / "run"
-    options = {"ema_decay": 0, "gradient_weight": 0, "warmup_steps": 0, "decay": "constant", "validate_every": 2}
+    options = {
+        "ema_decay": 0,
+        "gradient_weight": 0,
+        "warmup_steps": 0,
+        "decay": "constant",
+        "validate_every": 2,
+    }
     train_slices(tiny.slices(run, max_steps=8, learning_rate=0.3, **options))
     scores = {int(row["step"]): float(row["l1"]) for row in rows(run / "validation.csv")}
     best = min(scores, key=scores.__getitem__)
