@@ -4,10 +4,11 @@
     python benchmarks/baselines.py DATA WORK --config benchmarks/real_slices.yaml --minutes 10 \
         --methods slices hu-lookup mean regression pix2pix bridge --sampling_steps 1 10
 
-Each method is trained for the same number of steps, or for the same time: then a few steps of each are timed
-first, and validations do not count. It trains, exports, translates and evaluates with the commands of the
-package, prints one Markdown table with paired differences from the 2D stage, and has `ct2mri compare` write
-WORK/comparison/comparison.html. Stopped at any point, the same command goes on where it was.
+Each method is trained for the same number of steps, for as many as the configuration gives each, or for the
+same time: then a few steps of each are timed first, and validations do not count. It trains, exports,
+translates and evaluates with the commands of the package, prints one Markdown table with paired differences
+from the 2D stage, and has `ct2mri compare` write WORK/comparison/comparison.html. Stopped at any point, the
+same command goes on where it was.
 """
 
 import argparse
@@ -62,10 +63,10 @@ class Bench:
             words += ["--vqvae", arguments.vqvae or self.work / "vqvae" / "run"]
         return words
 
-    def steps_of(self, method: str) -> int:
+    def steps_of(self, method: str) -> int | None:
         """How many steps a method is trained for; in the same time, as many as its first steps foretell."""
         if self.arguments.minutes is None or method in FREE:
-            return self.arguments.steps or 1
+            return self.arguments.steps
         path = self.work / method / "steps.json"
         if not path.is_file():
             seconds = []
@@ -84,7 +85,8 @@ class Bench:
         run, steps = self.work / method / "run", self.steps_of(method)
         facts = read_json(run / "run.json") if (run / "run.json").is_file() else {}
         if not facts.get("finished"):
-            ct2mri(*self.train_words(method), "--output_dir", run, "--max_steps", steps)
+            length = [] if steps is None else ["--max_steps", steps]
+            ct2mri(*self.train_words(method), "--output_dir", run, *length)
         return run
 
     def measure(self, method: str, run: Path, sampling_steps: int | None) -> Path:
@@ -135,8 +137,8 @@ def main() -> None:
     parser.add_argument(
         "--config", required=True, help="preset or YAML file: sections slices, baseline, vqvae"
     )
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, help="optimiser steps of each training")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="optimiser steps of each training; default: as in --config")
     length.add_argument("--minutes", type=float, help="time of each training, validations not counted")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sampling_steps", type=int, nargs="+", help="of the methods that sample")

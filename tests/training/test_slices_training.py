@@ -21,7 +21,7 @@ from ct2mri.errors import RequestError
 from ct2mri.stages import SlicesStage
 from ct2mri.training.fit import train_slices
 from ct2mri.training.module import StageModule
-from ct2mri.training.slices import SlicesModule, fold_patients, slice_data, slice_items
+from ct2mri.training.slices import SlicesModule, fold_patients, last_or_smaller, slice_data, slice_items
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -280,3 +280,54 @@ def test_a_data_set_without_validation_cases(tiny: Tiny, tmp_path: Path) -> None
     (data / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(RequestError, match="no validation case"):
         train_slices(tiny.slices(tmp_path / "run", data=data))
+
+
+def test_timesteps_before_the_last_are_trained_on_smaller_crops(tiny: Tiny, tmp_path: Path) -> None:
+    options = tiny.slices(tmp_path / "run", denoising_crop_size=6, last_timestep_share=0.3, max_steps=12)
+    target = torch.arange(11 * 13.0).reshape(1, 1, 11, 13).expand(4, 1, 11, 13)
+    places = torch.arange(4)
+    sizes, corners = [], set()
+    for number in range(400):
+        key = torch.stack([torch.full_like(places, number), places], dim=1)
+        batch = {
+            "source": torch.cat([target, -target], 1),
+            "target": target,
+            "weight": target + 1,
+            "key": key,
+        }
+        found, share = last_or_smaller(batch, options)
+        torch.testing.assert_close(found["source"], torch.cat([found["target"], -found["target"]], 1))
+        torch.testing.assert_close(found["weight"], found["target"] + 1)
+        assert torch.equal(found["key"], key)
+        part, same = last_or_smaller({name: values[2:] for name, values in batch.items()}, options)
+        assert share == same and torch.equal(part["target"], found["target"][2:])
+        if share == 1:
+            assert found["target"].shape == target.shape
+        else:
+            assert share == 0
+            sizes.append(tuple(found["target"].shape[2:]))
+            corners.add(float(found["target"][0, 0, 0, 0]))
+    assert set(sizes) == {(5, 5), (6, 6)}, "odd sizes too, which the network pads"
+    assert len(sizes) / 400 == pytest.approx(0.7, abs=0.07)
+    assert len(corners) > 30
+
+    train_slices(options)
+    SlicesStage.load_stage(tmp_path / "run" / "best")
+    larger = replace(options, denoising_crop_size=100)  # than the slices: they stay as they are
+    assert last_or_smaller(batch, larger)[0]["target"].shape == target.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"denoising_crop_size": 1}, "--denoising_crop_size is at least 2"),
+        ({"gradient_weight": -0.1}, "--gradient_weight is at least 0"),
+        ({"gradient_weight": float("nan")}, "--gradient_weight is at least 0"),
+    ],
+)
+def test_crops_and_weights_that_cannot_be(
+    tiny: Tiny, tmp_path: Path, options: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        train_slices(tiny.slices(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()

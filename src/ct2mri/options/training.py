@@ -115,6 +115,11 @@ class TrainSlicesOptions(TrainOptions, UNetOptions, NoiseOptions):
     """Train the 2D diffusion model (2D-SDM) that draws target slices from source slices."""
 
     crop_size: int | None = argument("longest edge of a training crop in pixels; none: whole slices", None)
+    denoising_crop_size: int | None = argument(
+        "edge of the smaller crops that timesteps before the last are trained on: a batch is then either at "
+        "the last one (with the chance `last_timestep_share`) or at others; none: crops of one size",
+        None,
+    )
     orientations: list[Orientation] = argument(
         "slice orientations to train on", ["axial", "coronal", "sagittal"]
     )

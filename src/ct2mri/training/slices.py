@@ -78,10 +78,11 @@ class SlicesModule(SliceModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """The diffusion loss of a batch of slices (B, ·, H, W), over valid pixels."""
-        target, options = batch["target"], self.options
-        noise, timestep = draw_diffusion(
-            target, batch["key"], self.settings, options.last_timestep_share, options.seed
-        )
+        options, share = self.options, self.options.last_timestep_share
+        if options.denoising_crop_size is not None:
+            batch, share = last_or_smaller(batch, options)
+        target = batch["target"]
+        noise, timestep = draw_diffusion(target, batch["key"], self.settings, share, options.seed)
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
         return diffusion_loss(
@@ -144,6 +145,26 @@ class SlicesModule(SliceModule):
             num_inference_steps=self.options.num_inference_steps,
             orientations=tuple(self.options.draft_orientations),
         )
+
+
+def last_or_smaller(batch: Batch, options: TrainSlicesOptions) -> tuple[Batch, float]:
+    """A batch as it is for the last timestep, or smaller crops of it for the others.
+
+    Which of the two, and what is cut out, follows from the batch's number alone, so that all parts of a batch
+    agree.
+
+    Returns:
+        The batch, and the share of it that is at the last timestep: 1 or 0.
+    """
+    random = np.random.default_rng((options.seed, int(batch["key"][0, 0]), 2))
+    if random.random() < options.last_timestep_share:
+        return batch, 1.0
+    assert options.denoising_crop_size is not None
+    edge = options.denoising_crop_size - int(random.integers(crop_shrink(options)))
+    top, left = (int(random.integers(max(0, n - edge) + 1)) for n in batch["target"].shape[2:])
+    rows, columns = slice(top, top + edge), slice(left, left + edge)
+    smaller = {name: batch[name][..., rows, columns] for name in ("source", "target", "weight")}
+    return {**smaller, "key": batch["key"]}, 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +317,12 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
     if options.crop_size is not None and options.crop_size < 1:
         raise RequestError(
             f"--crop_size is at least 1, got {options.crop_size}; leave it out for whole slices."
+        )
+    smallest = crop_shrink(options)
+    if options.denoising_crop_size is not None and options.denoising_crop_size < smallest:
+        raise RequestError(
+            f"--denoising_crop_size is at least {smallest}, the pixels of one at the coarsest level, got "
+            f"{options.denoising_crop_size}; leave it out for crops of one size."
         )
     if not 0 <= options.gradient_weight < math.inf:
         raise RequestError(
