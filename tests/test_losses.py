@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ct2mri.diffusion import NoiseSettings, noisy_sample, predicted_original
-from ct2mri.errors import RequestError
+from ct2mri.diffusion import NoiseSettings, alphas_cumprod, noisy_sample, predicted_original
 from ct2mri.losses import diffusion_loss, double_loss, gradient_loss
 
 OURS = NoiseSettings()
@@ -37,23 +36,33 @@ def test_loss_is_l1_at_a_blind_last_timestep():
     assert loss.item() == pytest.approx((9 + 3) / 2)
 
 
-@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-@pytest.mark.parametrize(("loss", "error"), [("mse", torch.square), ("l1", torch.abs)])
-def test_a_loss_in_the_image_compares_the_clean_images(prediction_type, loss, error):
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+def test_min_snr_weighs_the_images_error(prediction_type):
+    """Whatever the network predicts: the error of the image that it implies, times min(SNR, γ)."""
     torch.manual_seed(0)
-    settings = NoiseSettings(prediction_type=prediction_type, restart_timestep=200)
-    image, noise, output = torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5), torch.randn(3, 1, 4, 5)
-    timestep = torch.tensor([3, 90, 200])
+    zero = prediction_type != "epsilon"
+    settings = NoiseSettings(
+        prediction_type=prediction_type,
+        zero_terminal_snr=zero,
+        last_timestep_input="zero" if zero else "noise",
+    )
+    image, noise, output = torch.randn(4, 1, 4, 5), torch.randn(4, 1, 4, 5), torch.randn(4, 1, 4, 5)
+    timestep = torch.tensor([3, 120, 300, 700])
     state, target = noisy_sample(image, noise, timestep, settings)
     implied = predicted_original(output, state, timestep, settings)
-    found = diffusion_loss(output, target, timestep, settings, loss, space="image")
-    torch.testing.assert_close(found, error(implied - image).mean(), rtol=1e-4, atol=1e-5)
+    level = alphas_cumprod(settings)[timestep]
+    snr = level / (1 - level)
+    assert (snr > 5).tolist() == [True, True, False, False]
+    expected = ((implied - image).square().mean((1, 2, 3)) * snr.clamp(max=5)).mean()
+    found = diffusion_loss(output, target, timestep, settings, min_snr_gamma=5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_in_the_image_is_refused_where_the_noise_is_predicted():
-    image = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(RequestError, match="loss_space output"):
-        diffusion_loss(image, image, torch.tensor([5]), PUBLISHED, space="image")
+def test_min_snr_leaves_a_blind_last_timestep_as_it_is():
+    output, target = torch.randn(3, 1, 6, 5), torch.randn(3, 1, 6, 5)
+    timestep = torch.full((3,), 999)
+    plain = diffusion_loss(output, target, timestep, OURS, gradient_weight=0.5)
+    assert diffusion_loss(output, target, timestep, OURS, gradient_weight=0.5, min_snr_gamma=5) == plain
 
 
 def test_double_loss_of_equal_images_is_zero():

@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ct2mri.diffusion import NoiseSettings, noise_levels
-from ct2mri.errors import RequestError
 
 Loss = Literal["mse", "l1", "double"]
-LossSpace = Literal["output", "image"]
 
 GRADIENT_SCALES = 3
 """Sizes at which `gradient_loss` compares: whole, half and a quarter."""
@@ -66,6 +64,23 @@ def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = No
     return total
 
 
+def min_snr_weight(timestep: Tensor, settings: NoiseSettings, gamma: float, like: Tensor) -> Tensor:
+    """Min-SNR-γ, the weight of errors at a timestep (Hang et al., ICCV 2023, section 3.4), (B,).
+
+    It is min(SNR, γ) for an error of the image, with SNR = ᾱ / (1 − ᾱ), and the same carried over to the
+    noise and to v. Unweighted errors of the image are small where there is little noise to remove, and such
+    timesteps then learn slowly beside the last one.
+    """
+    signal, spread = noise_levels(timestep, settings, like)
+    snr = (signal / spread.clamp(min=1e-4)).square()
+    weight = snr.clamp(max=gamma)
+    if settings.prediction_type == "epsilon":
+        weight = weight / snr.clamp(min=1e-8)
+    elif settings.prediction_type == "v_prediction":
+        weight = weight / (snr + 1)
+    return weight
+
+
 def diffusion_loss(
     model_output: Tensor,
     training_target: Tensor,
@@ -73,8 +88,8 @@ def diffusion_loss(
     settings: NoiseSettings,
     loss: Loss = "mse",
     weight: Tensor | None = None,
-    space: LossSpace = "output",
     gradient_weight: float = 0.0,
+    min_snr_gamma: float | None = None,
 ) -> Tensor:
     """The training loss, a scalar.
 
@@ -86,23 +101,10 @@ def diffusion_loss(
         loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
             are compared by L1: their best answer is an estimate, and the median is the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
-        space: `output` compares what the network predicts, `image` the x_0 that it implies.
         gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
             nothing and of 2D images alone.
-
-    Raises:
-        RequestError: `image` where the network predicts the noise, which implies no image at the last
-            timestep.
+        min_snr_gamma: γ of `min_snr_weight`, by which the other timesteps are weighted; None: not at all.
     """
-    if space == "image" and settings.prediction_type != "sample":
-        if settings.prediction_type == "epsilon":
-            raise RequestError(
-                "loss_space image divides by the share of the image in the sample, which next to nothing is "
-                "left of at the last timesteps; with prediction_type epsilon choose loss_space output."
-            )
-        _, spread = noise_levels(timestep, settings, training_target)
-        # x_0 = √ᾱ · x_t − √(1 − ᾱ) · v, and x_t is the same in both.
-        model_output, training_target = spread * model_output, spread * training_target
     weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
     axes = tuple(range(1, training_target.ndim))
     elements = weight.sum(axes).clamp(min=1)
@@ -115,6 +117,8 @@ def diffusion_loss(
         items = l1
     else:
         items = torch.where(blind, l1, (weight * error**2).sum(axes) / elements)
+    if min_snr_gamma is not None:
+        items = items * torch.where(blind, 1, min_snr_weight(timestep, settings, min_snr_gamma, items))
     if gradient_weight:
         gradients = gradient_loss(model_output, training_target, weight[:, :1])
         items = items + gradient_weight * torch.where(blind, gradients, 0)

@@ -81,10 +81,10 @@ class NoiseOptions:
     loss: Literal["mse", "l1", "double"] = argument(
         "loss before the last timestep (there: L1 where mse)", "mse"
     )
-    loss_space: Literal["output", "image"] = argument(
-        "what the loss compares: the network's `output`, or the clean `image` that it implies, so that "
-        "timesteps at which little is left to do weigh little",
-        "output",
+    min_snr_gamma: float | None = argument(
+        "weight errors before the last timestep by min-SNR, with this limit (5 is usual), so that those with "
+        "little noise keep up; none: no weights",
+        None,
     )
     sampler: Sampler = argument("sampler used after training unless another is asked for", "ddim")
     num_inference_steps: int = argument("sampling steps used after training unless others are asked for", 1)

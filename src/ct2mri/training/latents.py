@@ -85,7 +85,7 @@ class LatentsModule(StageModule):
             self.settings,
             loss=options.loss,
             weight=batch["weight"],
-            space=options.loss_space,
+            min_snr_gamma=options.min_snr_gamma,
         )
 
 
@@ -208,7 +208,7 @@ class LatentsValidation:
                     settings,
                     loss=options.loss,
                     weight=weight,
-                    space=options.loss_space,
+                    min_snr_gamma=options.min_snr_gamma,
                 )
             )
         return float(torch.stack(losses).mean())

@@ -51,6 +51,14 @@ def check_options(options: TrainOptions) -> None:
         raise RequestError(f"--learning_rate is above 0, got {options.learning_rate}.")
     if not 0 <= options.ema_decay < 1:
         raise RequestError(f"--ema_decay is at least 0 and below 1, got {options.ema_decay}.")
+    if isinstance(options, NoiseOptions):
+        if not 0 <= options.last_timestep_share <= 1:
+            raise RequestError(f"--last_timestep_share is from 0 to 1, got {options.last_timestep_share}.")
+        if options.min_snr_gamma is not None and not options.min_snr_gamma > 0:
+            raise RequestError(
+                f"--min_snr_gamma is above 0, got {options.min_snr_gamma}; 5 is usual, leave it out for no "
+                "weights."
+            )
 
 
 def training_device(name: str) -> torch.device:

@@ -92,7 +92,7 @@ class SlicesModule(SliceModule):
             self.settings,
             loss=options.loss,
             weight=batch["weight"],
-            space=options.loss_space,
+            min_snr_gamma=options.min_snr_gamma,
             gradient_weight=options.gradient_weight,
         )
 
@@ -131,7 +131,7 @@ class SlicesModule(SliceModule):
                 settings,
                 loss=self.options.loss,
                 weight=planes.weight.to(device),
-                space=self.options.loss_space,
+                min_snr_gamma=self.options.min_snr_gamma,
                 gradient_weight=self.options.gradient_weight,
             )
         )
