@@ -23,7 +23,7 @@ from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError
 from ct2mri.memory import format_size, free_memory, is_out_of_memory
-from ct2mri.options.training import TrainOptions, UNetOptions
+from ct2mri.options.training import NoiseOptions, TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.expectation import measure
