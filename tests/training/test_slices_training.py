@@ -321,6 +321,7 @@ def test_timesteps_before_the_last_are_trained_on_smaller_crops(tiny: Tiny, tmp_
     ("options", "sentence"),
     [
         ({"denoising_crop_size": 1}, "--denoising_crop_size is at least 2"),
+        ({"denoising_crop_size": 8, "compile": True}, "leave out --denoising_crop_size"),
         ({"last_timestep_share": 1.5}, "--last_timestep_share is from 0 to 1"),
         ({"min_snr_gamma": 0}, "--min_snr_gamma is above 0"),
         ({"gradient_weight": -0.1}, "--gradient_weight is at least 0"),

@@ -324,6 +324,11 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
             f"--denoising_crop_size is at least {smallest}, the pixels of one at the coarsest level, got "
             f"{options.denoising_crop_size}; leave it out for crops of one size."
         )
+    if options.denoising_crop_size is not None and options.compile:
+        raise RequestError(
+            "--compile compiles the network once for each size of batch, and that of the smaller crops varies "
+            "from batch to batch; leave out --denoising_crop_size."
+        )
     if not 0 <= options.gradient_weight < math.inf:
         raise RequestError(
             f"--gradient_weight is at least 0 (no gradients), got {options.gradient_weight}; 0.5 is usual."
