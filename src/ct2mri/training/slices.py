@@ -326,7 +326,7 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
         )
     if options.denoising_crop_size is not None and options.compile:
         raise RequestError(
-            "--compile compiles the network once for each size of batch, and that of the smaller crops varies "
+            "--compile compiles the network once for each size of batch, and that of smaller crops varies "
             "from batch to batch; leave out --denoising_crop_size."
         )
     if not 0 <= options.gradient_weight < math.inf:
