@@ -73,10 +73,8 @@ def test_baselines_are_trained_like_the_stage_they_are_compared_with(config, len
     baseline = parse("train baseline", [*TRAIN, "--config", config, "--kind", "regression"])
     shared = {field.name for field in fields(slices)} & {field.name for field in fields(baseline)}
     assert {"base_channels", "crop_size", "batch_size", "orientations", *LENGTH} <= shared
-    own = {
-        "num_inference_steps",
-        *length,
-    }  # the first of methods that sample; the stage is used with one step
+    # With how many steps a method samples is its own; the stage is used with one.
+    own = {"num_inference_steps", *length}
     assert {name: getattr(slices, name) for name in shared - own} == {
         name: getattr(baseline, name) for name in shared - own
     }

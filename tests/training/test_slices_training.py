@@ -311,10 +311,48 @@ def test_timesteps_before_the_last_are_trained_on_smaller_crops(tiny: Tiny, tmp_
     assert len(sizes) / 400 == pytest.approx(0.7, abs=0.07)
     assert len(corners) > 30
 
-    train_slices(options)
-    SlicesStage.load_stage(tmp_path / "run" / "best")
     larger = replace(options, denoising_crop_size=100)  # than the slices: they stay as they are
     assert last_or_smaller(batch, larger)[0]["target"].shape == target.shape
+
+
+def test_the_network_is_shown_smaller_crops_before_the_last_timestep(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, measured = list[tuple[int, set[int]]](), list[tuple[int, set[int]]]()
+    plain = SlicesModule.loss
+
+    def watched(module: SlicesModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        def note(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            steps = seen if module.training else measured
+            steps.append((max(inputs[0].shape[2:]), set(inputs[1].tolist())))
+
+        with module.model.register_forward_pre_hook(note):
+            return plain(module, batch)
+
+    monkeypatch.setattr(SlicesModule, "loss", watched)
+    options = tiny.slices(tmp_path / "run", denoising_crop_size=6, last_timestep_share=0.5, max_steps=16)
+    train_slices(options)
+    last = options.num_train_timesteps - 1
+    at_last = [edge for edge, timesteps in seen if timesteps == {last}]
+    before = [edge for edge, timesteps in seen if last not in timesteps]
+    assert len(seen) == len(at_last) + len(before) == 16
+    assert at_last and min(at_last) > 6 and before and max(before) <= 6
+    assert measured and min(edge for edge, _ in measured) > 6, "memory is that of the largest batch"
+    SlicesStage.load_stage(tmp_path / "run" / "best")
+
+
+@pytest.mark.parametrize("change", [{"gradient_weight": 2.0}, {"min_snr_gamma": 5.0}])
+def test_weights_of_the_loss_reach_it(tiny: Tiny, tmp_path: Path, change: dict[str, float]) -> None:
+    options = tiny.slices(tmp_path, last_timestep_share=0.5)
+    dataset, _ = slice_data(options)
+    items = slice_items(dataset, options)
+    (requests,) = islice(BatchStream(items.sizes, batch_size=8, seed=0), 1)
+    batch = default_collate([items[request] for request in requests])
+    losses = []
+    for given in (options, replace(options, **change)):  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        losses.append(SlicesModule(given, dataset.plan.channels).loss(batch).item())
+    assert abs(losses[1] - losses[0]) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ class SlicesModule(SliceModule):
     def loss(self, batch: Batch) -> Tensor:
         """The diffusion loss of a batch of slices (B, ·, H, W), over valid pixels."""
         options, share = self.options, self.options.last_timestep_share
-        if options.denoising_crop_size is not None:
+        # Out of training mode the memory of the largest batch is measured, which must stay as large as it is.
+        if options.denoising_crop_size is not None and self.training:
             batch, share = last_or_smaller(batch, options)
         target = batch["target"]
         noise, timestep = draw_diffusion(target, batch["key"], self.settings, share, options.seed)
