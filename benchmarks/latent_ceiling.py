@@ -50,7 +50,10 @@ def of_cases(dataset: PreparedDataset, split: str, pipeline: TranslationPipeline
     """The table of cases with a truth, and the codes in use on them."""
     stage = pipeline.stages[-1]
     rows, codes = dict[str, list[float]](), list[torch.Tensor]()
-    for case_id in dataset.case_ids(split):
+    case_ids = dataset.case_ids(split)
+    if not case_ids:
+        raise SystemExit(f"{dataset.root} has no {split} cases; choose another --split.")
+    for case_id in case_ids:
         case = dataset.case(case_id)
         target, draft = np.array(case.target), np.array(case.draft)
         inside = case.mask & case.valid
