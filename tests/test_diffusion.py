@@ -11,6 +11,7 @@ from ct2mri.diffusion import (
     noisy_sample,
     predicted_original,
     renoise_timesteps,
+    restart_noise,
     sample,
 )
 from ct2mri.errors import RequestError
@@ -247,6 +248,30 @@ def test_after_a_restart_the_levels_are_those_of_the_whole_process():
     levels = [(1 - alphas_cumprod(settings)[t]).sqrt() for t in (200, 150, 99, 49)]
     for state, level in zip(states[1:], levels, strict=True):
         torch.testing.assert_close(state, level * start, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_after_a_restart_sampling_goes_through_the_states_that_are_trained_on(sampler, prediction_type):
+    settings = NoiseSettings(prediction_type=prediction_type, restart_timestep=200)
+    truth, estimate = torch.rand(2, 1, 5, 6) * 2 - 1, torch.rand(2, 1, 5, 6) * 2 - 1
+    start = torch.randn(2, 1, 5, 6)
+    states = {}
+
+    def network(state, timestep, condition):
+        states[int(timestep[0])] = state
+        aim = estimate if int(timestep[0]) == settings.last_timestep else truth
+        return oracle(aim, settings)(state, timestep, condition)
+
+    result = sample(network, start, start, settings, sampler=sampler, num_inference_steps=5)
+    torch.testing.assert_close(result, truth, atol=1e-4, rtol=1e-4)
+    noise = restart_noise(start, estimate, truth, settings)
+    assert list(states) == [999, 200, 150, 99, 49]
+    for step in (200, 150, 99, 49):
+        timestep = torch.full((2,), step)
+        trained, target = noisy_sample(truth, noise, timestep, settings)
+        torch.testing.assert_close(states[step], trained, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(predicted_original(target, trained, timestep, settings), truth)
 
 
 def test_noise_is_a_function_of_seed_stage_step_and_shape():

@@ -17,8 +17,8 @@ condition. One sampling step is therefore a plain regression estimate.
 
 With a `restart_timestep` r, further steps do not walk down from pure noise: they begin at x_r, made of that
 estimate and the starting noise (as SDEdit begins from a guess; Meng et al., 2022), and the network is
-trained at the last timestep and from r down alone. A small r keeps more of the estimate's fidelity, a large
-one adds more texture.
+trained at the last timestep and from r down alone, on the way from its own estimate to the image
+(`restart_noise`). A small r keeps more of the estimate's fidelity, a large one adds more texture.
 
 A process of one timestep is that first step alone: plain regression, the baseline to compare with.
 """
@@ -176,6 +176,29 @@ def noisy_sample(
         "v_prediction": lambda: signal * noise - spread * original_sample,
     }[settings.prediction_type]()
     return _network_input(sample, timestep, settings), target
+
+
+def restart_noise(
+    noise: Tensor, estimate: Tensor, original_sample: Tensor, settings: NoiseSettings
+) -> Tensor:
+    """The noise of an image whose sampling begins at `restart_timestep` from an estimate of it.
+
+    Sampling begins at x_r = √ᾱ_r · estimate + √(1 − ᾱ_r) · ε. That is x_r of the image itself with the noise
+    ε + √(ᾱ_r / (1 − ᾱ_r)) · (estimate − x_0), returned here, and DDIM, which keeps the noise that it infers,
+    goes on through that noise's x_t. A network trained on them removes the estimate's errors together with ε;
+    trained on ε alone it would take them for the image. (ResShift, Yue et al., NeurIPS 2023, shifts
+    its states from one image to another in the same way.)
+
+    Args:
+        noise: ε, standard normal, (B, C, *spatial).
+        estimate: what the first step gives, the same shape.
+        original_sample: x_0, the same shape.
+        settings: the diffusion process, which has a `restart_timestep`.
+    """
+    assert settings.restart_timestep is not None
+    restart = torch.full((len(noise),), settings.restart_timestep, device=noise.device)
+    signal, spread = noise_levels(restart, settings, noise)
+    return noise + signal / spread * (estimate - original_sample)
 
 
 def predicted_original(

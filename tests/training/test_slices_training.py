@@ -16,12 +16,12 @@ from training_tiny import Tiny, write_dataset
 
 from ct2mri.data.batching import BatchStream
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.diffusion import SeededNoise
+from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, restart_noise
 from ct2mri.errors import RequestError
 from ct2mri.stages import SlicesStage
 from ct2mri.training.fit import train_slices
-from ct2mri.training.module import StageModule
-from ct2mri.training.slices import SlicesModule, fold_patients, last_or_smaller, slice_data, slice_items
+from ct2mri.training.module import StageModule, draw_diffusion
+from ct2mri.training.slices import SlicesModule, fold_patients, slice_data, slice_items, smaller_crop
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -288,31 +288,56 @@ def test_timesteps_before_the_last_are_trained_on_smaller_crops(tiny: Tiny, tmp_
     places = torch.arange(4)
     sizes, corners = [], set()
     for number in range(400):
-        key = torch.stack([torch.full_like(places, number), places], dim=1)
         batch = {
-            "source": torch.cat([target, -target], 1),
             "target": target,
-            "weight": target + 1,
-            "key": key,
+            "key": torch.stack([torch.full_like(places, number), places], dim=1),
         }
-        found, share = last_or_smaller(batch, options)
-        torch.testing.assert_close(found["source"], torch.cat([found["target"], -found["target"]], 1))
-        torch.testing.assert_close(found["weight"], found["target"] + 1)
-        assert torch.equal(found["key"], key)
-        part, same = last_or_smaller({name: values[2:] for name, values in batch.items()}, options)
-        assert share == same and torch.equal(part["target"], found["target"][2:])
-        if share == 1:
-            assert found["target"].shape == target.shape
-        else:
-            assert share == 0
-            sizes.append(tuple(found["target"].shape[2:]))
-            corners.add(float(found["target"][0, 0, 0, 0]))
+        place = smaller_crop(batch, options)
+        assert smaller_crop({name: values[2:] for name, values in batch.items()}, options) == place
+        if place is not None:
+            found = target[..., *place]
+            sizes.append(tuple(found.shape[2:]))
+            corners.add(float(found[0, 0, 0, 0]))
     assert set(sizes) == {(5, 5), (6, 6)}, "odd sizes too, which the network pads"
     assert len(sizes) / 400 == pytest.approx(0.7, abs=0.07)
     assert len(corners) > 30
 
-    larger = replace(options, denoising_crop_size=100)  # than the slices: they stay as they are
-    assert last_or_smaller(batch, larger)[0]["target"].shape == target.shape
+    larger = smaller_crop(batch, replace(options, denoising_crop_size=100, last_timestep_share=0))
+    assert larger is not None and target[..., *larger].shape == target.shape, "slices that are smaller stay"
+
+
+@pytest.mark.parametrize("crop", [None, 6])
+def test_with_a_restart_training_shows_what_sampling_will(
+    tiny: Tiny, tmp_path: Path, crop: int | None
+) -> None:
+    options = tiny.slices(
+        tmp_path, restart_timestep=40, last_timestep_share=0.0, denoising_crop_size=crop, folds=0
+    )
+    dataset, _ = slice_data(options)
+    items = slice_items(dataset, options)
+    (requests,) = islice(BatchStream(items.sizes, batch_size=4, seed=0), 1)
+    batch = default_collate([items[request] for request in requests])
+    module = SlicesModule(options, dataset.plan.channels)
+    settings = module.settings
+    shown = list[tuple[torch.Tensor, ...]]()
+    with module.model.register_forward_pre_hook(lambda _, inputs: shown.append(inputs)):
+        loss = module.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+    (blind, at_last, whole), (state, timestep, source) = shown
+    assert not blind.any() and set(at_last.tolist()) == {settings.last_timestep}
+    assert torch.equal(whole, batch["source"]), "the estimate is of whole crops"
+    place = smaller_crop(batch, options) if crop else (slice(None), slice(None))
+    assert place is not None
+    target = batch["target"][..., *place]
+    assert torch.equal(source, batch["source"][..., *place])
+    noise, drawn = draw_diffusion(target, batch["key"], settings, 0.0, options.seed)
+    assert torch.equal(timestep, drawn) and int(timestep.max()) <= 40
+    with torch.no_grad():
+        estimate = predicted_original(module.model(blind, at_last, whole), blind, at_last, settings)
+    noise = restart_noise(noise, estimate[..., *place], target, settings)
+    torch.testing.assert_close(state, noisy_sample(target, noise, timestep, settings)[0])
 
 
 def test_the_network_is_shown_smaller_crops_before_the_last_timestep(

@@ -26,8 +26,10 @@ from ct2mri.training.loop import check_options, fit, training_device
 from ct2mri.training.module import (
     Batch,
     StageModule,
+    begin_at_estimate,
     crop_shrink,
     draw_diffusion,
+    first_estimate,
     initial_facts,
     load_initial_weights,
     make_unet,
@@ -47,6 +49,8 @@ class LatentsModule(StageModule):
         vqvae: whose latents they are.
         windows: of the source, as the plan has them.
     """
+
+    model: ScalableUNet
 
     def __init__(self, options: TrainLatentsOptions, vqvae: VQVAE, windows: int) -> None:
         condition_channels = sum(
@@ -72,11 +76,20 @@ class LatentsModule(StageModule):
         noise, timestep = draw_diffusion(
             target, batch["key"], self.settings, options.last_timestep_share, options.seed
         )
-        network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         condition = batch["condition"]
         if "windows" in batch:
             windows = space_to_depth(batch["windows"], self.factor, AIR)
             condition = torch.cat([condition, windows], dim=1)
+        noise = begin_at_estimate(
+            noise,
+            target,
+            timestep,
+            self.settings,
+            lambda items: first_estimate(
+                self.model, condition[items], self.settings, compiled=options.compile
+            ),
+        )
+        network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, condition)
         return diffusion_loss(
             output,
@@ -198,7 +211,14 @@ class LatentsValidation:
         losses = []
         for step in (settings.last_timestep, (settings.restart_timestep or settings.last_timestep) // 2):
             timestep = torch.tensor([step], device=target.device)
-            network_input, training_target = noisy_sample(target, noise, timestep, settings)
+            drawn = begin_at_estimate(
+                noise,
+                target,
+                timestep,
+                settings,
+                lambda items: first_estimate(module.model, condition[items], settings, compiled=False),
+            )
+            network_input, training_target = noisy_sample(target, drawn, timestep, settings)
             output = module.model(network_input, timestep, condition)
             losses.append(
                 diffusion_loss(

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ct2mri.diffusion import NoiseSettings, draw_timesteps
+from ct2mri.diffusion import NoiseSettings, draw_timesteps, predicted_original, restart_noise
 from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.hub import resolve_pretrained
 from ct2mri.models import ScalableUNet
@@ -58,6 +59,51 @@ def draw_diffusion(
     return draw_items(
         like, keys, seed, lambda generator: draw_timesteps(1, settings, last_timestep_share, generator)
     )
+
+
+def first_estimate(
+    model: ScalableUNet, condition: Tensor, settings: NoiseSettings, *, compiled: bool
+) -> Tensor:
+    """x_0 as one step of sampling gives it, (B, sample channels, *spatial), without a gradient.
+
+    Args:
+        model: the network, as it is in training.
+        condition: (B, condition channels, *spatial).
+        settings: a process whose last timestep shows the network nothing.
+        compiled: whether the network is compiled; it runs as it is here, as the number of items varies.
+    """
+    start = condition.new_zeros(len(condition), model.sample_channels, *condition.shape[2:])
+    timestep = torch.full((len(start),), settings.last_timestep, device=start.device)
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.no_grad(), eager:
+        original = predicted_original(model(start, timestep, condition), start, timestep, settings)
+    # Weights that autocast has cast here and keeps would leave the step that follows without a gradient.
+    torch.clear_autocast_cache()
+    return original.to(condition)
+
+
+def begin_at_estimate(
+    noise: Tensor,
+    target: Tensor,
+    timestep: Tensor,
+    settings: NoiseSettings,
+    estimate: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Noise as sampling meets it: `restart_noise` before the last timestep, where the process has a restart.
+
+    Args:
+        noise: standard normal, (B, C, *spatial).
+        target: x_0, the same shape.
+        timestep: (B,).
+        settings: the diffusion process.
+        estimate: the first step's x_0 of the items that a mask (B,) chooses.
+    """
+    later = timestep != settings.last_timestep
+    if settings.restart_timestep is None or not bool(later.any()):
+        return noise
+    noise = noise.clone()
+    noise[later] = restart_noise(noise[later], estimate(later), target[later], settings)
+    return noise
 
 
 def load_initial_weights(model: nn.Module, init: str, stage: Kind) -> None:

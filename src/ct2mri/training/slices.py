@@ -24,8 +24,10 @@ from ct2mri.training.loop import check_options, fit
 from ct2mri.training.module import (
     Batch,
     StageModule,
+    begin_at_estimate,
     crop_shrink,
     draw_diffusion,
+    first_estimate,
     initial_facts,
     load_initial_weights,
     make_unet,
@@ -79,11 +81,22 @@ class SlicesModule(SliceModule):
     def loss(self, batch: Batch) -> Tensor:
         """The diffusion loss of a batch of slices (B, ·, H, W), over valid pixels."""
         options, share = self.options, self.options.last_timestep_share
+        source, place = batch["source"], (slice(None), slice(None))
         # Out of training mode the memory of the largest batch is measured, which must stay as large as it is.
         if options.denoising_crop_size is not None and self.training:
-            batch, share = last_or_smaller(batch, options)
+            smaller = smaller_crop(batch, options)
+            share = 1.0 if smaller is None else 0.0
+            place = smaller or place
+        batch = {name: tensor if name == "key" else tensor[..., *place] for name, tensor in batch.items()}
         target = batch["target"]
         noise, timestep = draw_diffusion(target, batch["key"], self.settings, share, options.seed)
+
+        def estimate(items: Tensor) -> Tensor:
+            """Of the whole crops, as sampling has the whole slices."""
+            original = first_estimate(self.model, source[items], self.settings, compiled=options.compile)
+            return original[..., *place]
+
+        noise = begin_at_estimate(noise, target, timestep, self.settings, estimate)
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
         return diffusion_loss(
@@ -121,9 +134,16 @@ class SlicesModule(SliceModule):
         highest = settings.restart_timestep or settings.last_timestep
         timestep = torch.linspace(highest, 0, len(target) + 1)[:-1].long().to(device)
         timestep[0] = settings.last_timestep
-        fixed = noise(tuple(target.shape), stage="loss").to(target)
+        source = planes.source.to(device)
+        fixed = begin_at_estimate(
+            noise(tuple(target.shape), stage="loss").to(target),
+            target,
+            timestep,
+            settings,
+            lambda items: first_estimate(self.model, source[items], settings, compiled=False),
+        )
         network_input, training_target = noisy_sample(target, fixed, timestep, settings)
-        output = self.model(network_input, timestep, planes.source.to(device))
+        output = self.model(network_input, timestep, source)
         return float(
             diffusion_loss(
                 output,
@@ -148,24 +168,19 @@ class SlicesModule(SliceModule):
         )
 
 
-def last_or_smaller(batch: Batch, options: TrainSlicesOptions) -> tuple[Batch, float]:
-    """A batch as it is for the last timestep, or smaller crops of it for the others.
+def smaller_crop(batch: Batch, options: TrainSlicesOptions) -> tuple[slice, slice] | None:
+    """Rows and columns of smaller crops of a batch, for timesteps before the last; None: it is at the last.
 
     Which of the two, and what is cut out, follows from the batch's number alone, so that all parts of a batch
     agree.
-
-    Returns:
-        The batch, and the share of it that is at the last timestep: 1 or 0.
     """
     random = np.random.default_rng((options.seed, int(batch["key"][0, 0]), 2))
     if random.random() < options.last_timestep_share:
-        return batch, 1.0
+        return None
     assert options.denoising_crop_size is not None
     edge = options.denoising_crop_size - int(random.integers(crop_shrink(options)))
     top, left = (int(random.integers(max(0, n - edge) + 1)) for n in batch["target"].shape[2:])
-    rows, columns = slice(top, top + edge), slice(left, left + edge)
-    smaller = {name: batch[name][..., rows, columns] for name in ("source", "target", "weight")}
-    return {**smaller, "key": batch["key"]}, 0.0
+    return slice(top, top + edge), slice(left, left + edge)
 
 
 @dataclass(frozen=True, eq=False)
