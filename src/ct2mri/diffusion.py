@@ -17,8 +17,9 @@ condition. One sampling step is therefore a plain regression estimate.
 
 With a `restart_timestep` r, further steps do not walk down from pure noise: they begin at x_r, made of that
 estimate and the starting noise (as SDEdit begins from a guess; Meng et al., 2022), and the network is
-trained at the last timestep and from r down alone, on the way from its own estimate to the image
-(`restart_noise`). A small r keeps more of the estimate's fidelity, a large one adds more texture.
+trained at the last timestep and from r down alone: on images with noise, or on the way from its own
+estimate to the image (`restart_noise`). A small r keeps more of the estimate's fidelity, a large one adds
+more texture.
 
 A process of one timestep is that first step alone: plain regression, the baseline to compare with.
 """

@@ -307,11 +307,16 @@ def test_timesteps_before_the_last_are_trained_on_smaller_crops(tiny: Tiny, tmp_
 
 
 @pytest.mark.parametrize("crop", [None, 6])
-def test_with_a_restart_training_shows_what_sampling_will(
+def test_training_from_the_estimate_shows_what_sampling_will(
     tiny: Tiny, tmp_path: Path, crop: int | None
 ) -> None:
     options = tiny.slices(
-        tmp_path, restart_timestep=40, last_timestep_share=0.0, denoising_crop_size=crop, folds=0
+        tmp_path,
+        restart_timestep=40,
+        restart_from_estimate=True,
+        last_timestep_share=0.0,
+        denoising_crop_size=crop,
+        folds=0,
     )
     dataset, _ = slice_data(options)
     items = slice_items(dataset, options)
@@ -387,6 +392,7 @@ def test_weights_of_the_loss_reach_it(tiny: Tiny, tmp_path: Path, change: dict[s
         ({"denoising_crop_size": 8, "compile": True}, "leave out --denoising_crop_size"),
         ({"last_timestep_share": 1.5}, "--last_timestep_share is from 0 to 1"),
         ({"min_snr_gamma": 0}, "--min_snr_gamma is above 0"),
+        ({"restart_from_estimate": True}, "give --restart_timestep"),
         ({"gradient_weight": -0.1}, "--gradient_weight is at least 0"),
         ({"gradient_weight": float("nan")}, "--gradient_weight is at least 0"),
     ],

@@ -86,6 +86,11 @@ class NoiseOptions:
         "little noise keep up; none: no weights",
         None,
     )
+    restart_from_estimate: bool = argument(
+        "train what follows a restart on the way from the network's own first estimate to the image, as "
+        "sampling meets it, and not on images with noise",
+        False,
+    )
     sampler: Sampler = argument("sampler used after training unless another is asked for", "ddim")
     num_inference_steps: int = argument("sampling steps used after training unless others are asked for", 1)
 

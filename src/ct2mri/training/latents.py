@@ -80,15 +80,16 @@ class LatentsModule(StageModule):
         if "windows" in batch:
             windows = space_to_depth(batch["windows"], self.factor, AIR)
             condition = torch.cat([condition, windows], dim=1)
-        noise = begin_at_estimate(
-            noise,
-            target,
-            timestep,
-            self.settings,
-            lambda items: first_estimate(
-                self.model, condition[items], self.settings, compiled=options.compile
-            ),
-        )
+        if options.restart_from_estimate:
+            noise = begin_at_estimate(
+                noise,
+                target,
+                timestep,
+                self.settings,
+                lambda items: first_estimate(
+                    self.model, condition[items], self.settings, compiled=options.compile
+                ),
+            )
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, condition)
         return diffusion_loss(
@@ -211,13 +212,15 @@ class LatentsValidation:
         losses = []
         for step in (settings.last_timestep, (settings.restart_timestep or settings.last_timestep) // 2):
             timestep = torch.tensor([step], device=target.device)
-            drawn = begin_at_estimate(
-                noise,
-                target,
-                timestep,
-                settings,
-                lambda items: first_estimate(module.model, condition[items], settings, compiled=False),
-            )
+            drawn = noise
+            if options.restart_from_estimate:
+                drawn = begin_at_estimate(
+                    noise,
+                    target,
+                    timestep,
+                    settings,
+                    lambda items: first_estimate(module.model, condition[items], settings, compiled=False),
+                )
             network_input, training_target = noisy_sample(target, drawn, timestep, settings)
             output = module.model(network_input, timestep, condition)
             losses.append(

@@ -59,6 +59,11 @@ def check_options(options: TrainOptions) -> None:
                 f"--min_snr_gamma is above 0, got {options.min_snr_gamma}; 5 is usual, leave it out for no "
                 "weights."
             )
+        if options.restart_from_estimate and options.restart_timestep is None:
+            raise RequestError(
+                "--restart_from_estimate says how what follows a restart is trained, and there is none; give "
+                "--restart_timestep, 120 for instance, or leave it out."
+            )
 
 
 def training_device(name: str) -> torch.device:

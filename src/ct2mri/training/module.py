@@ -89,17 +89,17 @@ def begin_at_estimate(
     settings: NoiseSettings,
     estimate: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Noise as sampling meets it: `restart_noise` before the last timestep, where the process has a restart.
+    """Noise as sampling meets it after a restart: `restart_noise` before the last timestep.
 
     Args:
         noise: standard normal, (B, C, *spatial).
         target: x_0, the same shape.
         timestep: (B,).
-        settings: the diffusion process.
+        settings: the diffusion process, which has a `restart_timestep`.
         estimate: the first step's x_0 of the items that a mask (B,) chooses.
     """
     later = timestep != settings.last_timestep
-    if settings.restart_timestep is None or not bool(later.any()):
+    if not bool(later.any()):
         return noise
     noise = noise.clone()
     noise[later] = restart_noise(noise[later], estimate(later), target[later], settings)

@@ -96,7 +96,8 @@ class SlicesModule(SliceModule):
             original = first_estimate(self.model, source[items], self.settings, compiled=options.compile)
             return original[..., *place]
 
-        noise = begin_at_estimate(noise, target, timestep, self.settings, estimate)
+        if options.restart_from_estimate:
+            noise = begin_at_estimate(noise, target, timestep, self.settings, estimate)
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
         return diffusion_loss(
@@ -135,13 +136,15 @@ class SlicesModule(SliceModule):
         timestep = torch.linspace(highest, 0, len(target) + 1)[:-1].long().to(device)
         timestep[0] = settings.last_timestep
         source = planes.source.to(device)
-        fixed = begin_at_estimate(
-            noise(tuple(target.shape), stage="loss").to(target),
-            target,
-            timestep,
-            settings,
-            lambda items: first_estimate(self.model, source[items], settings, compiled=False),
-        )
+        fixed = noise(tuple(target.shape), stage="loss").to(target)
+        if self.options.restart_from_estimate:
+            fixed = begin_at_estimate(
+                fixed,
+                target,
+                timestep,
+                settings,
+                lambda items: first_estimate(self.model, source[items], settings, compiled=False),
+            )
         network_input, training_target = noisy_sample(target, fixed, timestep, settings)
         output = self.model(network_input, timestep, source)
         return float(
