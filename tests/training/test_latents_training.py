@@ -12,13 +12,14 @@ from training_tiny import Tiny, write_dataset
 from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.data.datasets import LatentDataset
-from ct2mri.diffusion import SeededNoise
+from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, restart_noise
 from ct2mri.errors import RequestError
 from ct2mri.models.layers import space_to_depth
 from ct2mri.stages import LatentsStage, load_vqvae
 from ct2mri.training.encoding import Latents
 from ct2mri.training.fit import train_latents, train_vqvae
-from ct2mri.training.latents import fitted_gain
+from ct2mri.training.latents import LatentsModule, fitted_gain
+from ct2mri.training.module import draw_diffusion
 
 
 def encode(tiny: Tiny, vqvae_run: Path, run: Path, **given: object) -> tuple[Latents, PreparedDataset]:
@@ -86,6 +87,35 @@ def test_it_learns_from_crops(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> No
     with (run / "train.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert np.mean(losses[-15:]) < 0.6 * np.mean(losses[:15])
+
+
+def test_training_from_the_estimate_shows_what_sampling_will(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+    plain = LatentsModule.loss
+
+    def watched(module: LatentsModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal seen
+        shown = list[tuple[torch.Tensor, ...]]()
+        with module.model.register_forward_pre_hook(lambda _, inputs: shown.append(inputs)):
+            loss = plain(module, batch)
+        (blind, at_last, _), (state, timestep, condition) = shown
+        assert not blind.any() and set(at_last.tolist()) == {module.settings.last_timestep}
+        with torch.no_grad():
+            output = module.model(blind, at_last, condition)
+        target, settings = batch["target"], module.settings
+        estimate = predicted_original(output, blind, at_last, settings)
+        noise, _ = draw_diffusion(target, batch["key"], settings, 0.0, module.options.seed)
+        noise = restart_noise(noise, estimate, target, settings)
+        torch.testing.assert_close(state, noisy_sample(target, noise, timestep, settings)[0])
+        seen += 1
+        return loss
+
+    monkeypatch.setattr(LatentsModule, "loss", watched)
+    given = {"restart_timestep": 40, "restart_from_estimate": True, "last_timestep_share": 0.0}
+    train_latents(tiny.latents(tmp_path / "run", vqvae_run, max_steps=2, validate_every=2, **given))
+    assert seen >= 2
 
 
 def test_latents_of_half_the_size(tiny: Tiny, tmp_path: Path) -> None:

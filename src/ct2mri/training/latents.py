@@ -29,7 +29,6 @@ from ct2mri.training.module import (
     begin_at_estimate,
     crop_shrink,
     draw_diffusion,
-    first_estimate,
     initial_facts,
     load_initial_weights,
     make_unet,
@@ -82,13 +81,7 @@ class LatentsModule(StageModule):
             condition = torch.cat([condition, windows], dim=1)
         if options.restart_from_estimate:
             noise = begin_at_estimate(
-                noise,
-                target,
-                timestep,
-                self.settings,
-                lambda items: first_estimate(
-                    self.model, condition[items], self.settings, compiled=options.compile
-                ),
+                *(self.model, condition, noise, target, timestep, self.settings), compiled=options.compile
             )
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, condition)
@@ -214,13 +207,7 @@ class LatentsValidation:
             timestep = torch.tensor([step], device=target.device)
             drawn = noise
             if options.restart_from_estimate:
-                drawn = begin_at_estimate(
-                    noise,
-                    target,
-                    timestep,
-                    settings,
-                    lambda items: first_estimate(module.model, condition[items], settings, compiled=False),
-                )
+                drawn = begin_at_estimate(module.model, condition, noise, target, timestep, settings)
             network_input, training_target = noisy_sample(target, drawn, timestep, settings)
             output = module.model(network_input, timestep, condition)
             losses.append(

@@ -61,48 +61,46 @@ def draw_diffusion(
     )
 
 
-def first_estimate(
-    model: ScalableUNet, condition: Tensor, settings: NoiseSettings, *, compiled: bool
-) -> Tensor:
-    """x_0 as one step of sampling gives it, (B, sample channels, *spatial), without a gradient.
-
-    Args:
-        model: the network, as it is in training.
-        condition: (B, condition channels, *spatial).
-        settings: a process whose last timestep shows the network nothing.
-        compiled: whether the network is compiled; it runs as it is here, as the number of items varies.
-    """
-    start = condition.new_zeros(len(condition), model.sample_channels, *condition.shape[2:])
-    timestep = torch.full((len(start),), settings.last_timestep, device=start.device)
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with torch.no_grad(), eager:
-        original = predicted_original(model(start, timestep, condition), start, timestep, settings)
-    # Weights that autocast has cast here and keeps would leave the step that follows without a gradient.
-    torch.clear_autocast_cache()
-    return original.to(condition)
-
-
 def begin_at_estimate(
+    model: ScalableUNet,
+    condition: Tensor,
     noise: Tensor,
     target: Tensor,
     timestep: Tensor,
     settings: NoiseSettings,
-    estimate: Callable[[Tensor], Tensor],
+    *,
+    place: tuple[slice, slice] | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Noise as sampling meets it after a restart: `restart_noise` before the last timestep.
 
+    The estimate is x_0 as one step of sampling gives it, without a gradient.
+
     Args:
+        model: the network, as it is in training.
+        condition: (B, condition channels, *spatial).
         noise: standard normal, (B, C, *spatial).
         target: x_0, the same shape.
         timestep: (B,).
         settings: the diffusion process, which has a `restart_timestep`.
-        estimate: the first step's x_0 of the items that a mask (B,) chooses.
+        place: rows and columns of the condition that noise and target are of; None: all.
+        compiled: whether the network is compiled; it runs as it is here, as the number of items varies.
     """
     later = timestep != settings.last_timestep
     if not bool(later.any()):
         return noise
+    shown = condition[later]
+    start = shown.new_zeros(len(shown), model.sample_channels, *shown.shape[2:])
+    last = torch.full((len(start),), settings.last_timestep, device=start.device)
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.no_grad(), eager:
+        estimate = predicted_original(model(start, last, shown), start, last, settings)
+    # Weights that autocast has cast here and keeps would leave the step that follows without a gradient.
+    torch.clear_autocast_cache()
     noise = noise.clone()
-    noise[later] = restart_noise(noise[later], estimate(later), target[later], settings)
+    if place is not None:
+        estimate = estimate[..., *place]
+    noise[later] = restart_noise(noise[later], estimate.to(noise), target[later], settings)
     return noise
 
 

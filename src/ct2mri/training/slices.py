@@ -27,7 +27,6 @@ from ct2mri.training.module import (
     begin_at_estimate,
     crop_shrink,
     draw_diffusion,
-    first_estimate,
     initial_facts,
     load_initial_weights,
     make_unet,
@@ -90,14 +89,12 @@ class SlicesModule(SliceModule):
         batch = {name: tensor if name == "key" else tensor[..., *place] for name, tensor in batch.items()}
         target = batch["target"]
         noise, timestep = draw_diffusion(target, batch["key"], self.settings, share, options.seed)
-
-        def estimate(items: Tensor) -> Tensor:
-            """Of the whole crops, as sampling has the whole slices."""
-            original = first_estimate(self.model, source[items], self.settings, compiled=options.compile)
-            return original[..., *place]
-
-        if options.restart_from_estimate:
-            noise = begin_at_estimate(noise, target, timestep, self.settings, estimate)
+        if options.restart_from_estimate:  # of the whole crops, as sampling has the whole slices
+            noise = begin_at_estimate(
+                *(self.model, source, noise, target, timestep, self.settings),
+                place=place,
+                compiled=options.compile,
+            )
         network_input, training_target = noisy_sample(target, noise, timestep, self.settings)
         output = self.model(network_input, timestep, batch["source"])
         return diffusion_loss(
@@ -138,13 +135,7 @@ class SlicesModule(SliceModule):
         source = planes.source.to(device)
         fixed = noise(tuple(target.shape), stage="loss").to(target)
         if self.options.restart_from_estimate:
-            fixed = begin_at_estimate(
-                fixed,
-                target,
-                timestep,
-                settings,
-                lambda items: first_estimate(self.model, source[items], settings, compiled=False),
-            )
+            fixed = begin_at_estimate(self.model, source, fixed, target, timestep, settings)
         network_input, training_target = noisy_sample(target, fixed, timestep, settings)
         output = self.model(network_input, timestep, source)
         return float(
