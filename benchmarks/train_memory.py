@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from ct2mri.cli import parse
-from ct2mri.training.latents import LatentsModule
+from ct2mri.training.latents_module import LatentsModule
 from ct2mri.training.vqvae import VqvaeModule
 from machine import hardware, peak_memory, table, versions
 

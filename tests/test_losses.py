@@ -81,6 +81,16 @@ def test_gradient_loss_of_a_line():
     assert gradient_loss(prediction.mT, target).item() == pytest.approx(whole + half + quarter)
 
 
+def test_gradient_loss_of_volumes_is_that_of_slices_and_of_what_lies_between():
+    generator = torch.Generator().manual_seed(0)
+    image, target = torch.rand(2, 2, 1, 8, 8, generator=generator)
+    thick, thick_target = (x[..., None].expand(-1, -1, -1, -1, 4) for x in (image, target))
+    torch.testing.assert_close(gradient_loss(thick, thick_target), gradient_loss(image, target))
+    step = torch.zeros(1, 1, 4, 4, 4)
+    step[..., 2:] = 1  # whole: one of three differences; half: one of one; a quarter: none
+    assert gradient_loss(step, torch.zeros_like(step)).item() == pytest.approx(1 / 3 + 1)
+
+
 def test_gradient_loss_sees_edges_and_no_level():
     image = torch.randn(3, 1, 9, 14)
     torch.testing.assert_close(gradient_loss(image + 0.5, image), torch.zeros(3), atol=1e-6, rtol=0)

@@ -122,6 +122,36 @@ def test_the_residual_gain_is_the_share_that_is_added(tmp_path):
         tiny.latents_stage(decoding="residual", residual_gain=1.5)
 
 
+def test_a_drawn_change_is_added_to_the_draft(tmp_path):
+    settings = {"num_inference_steps": 2, "decoding": "residual"}
+    plain = tiny.latents_stage(**settings)
+    draft, target = volume(2) / 4, volume(1)
+    with torch.no_grad():
+        for parameter in plain.vqvae.parameters():  # as they begin, images hardly depend on latents
+            parameter.mul_(3)
+    change_std = [0.5, 2.0, 0.1]
+    scale = torch.tensor(change_std)[:, None, None, None]
+    wanted = plain.encode_standardised(target)
+    results = []
+    for latents, given in (
+        (wanted, {}),
+        ((wanted - plain.encode_standardised(draft)) / scale, {"change_std": change_std}),
+    ):
+        oracle = Oracle(lambda _, latents=latents: latents[None], tiny.LATENT_CHANNELS, tiny.LATENT_CHANNELS)
+        stage = tiny.latents_stage(oracle, plain.vqvae, **settings, **given)
+        results.append(stage.sample({"draft": draft, "source": volume(3)}, SeededNoise(0)))
+    torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=0)
+    assert (results[0] - draft).abs().max() > 1e-3
+    stage = tiny.latents_stage(**settings, change_std=change_std)
+    stage.save_stage(tmp_path / "latents")
+    save_vqvae(stage.vqvae, tmp_path / "vqvae")
+    assert LatentsStage.load_stage(tmp_path / "latents").change_std == change_std
+    with pytest.raises(RequestError, match=r"change_std needs 3 positive numbers.*\[1\.0\]"):
+        tiny.latents_stage(change_std=[1.0])
+    with pytest.raises(RequestError, match="draws a change from the draft"):
+        tiny.latents_stage(condition=["source"], change_std=change_std)
+
+
 def test_residual_decoding_needs_a_draft():
     with pytest.raises(RequestError, match="Residual decoding adds to the draft"):
         tiny.latents_stage(condition=["source"], decoding="residual")

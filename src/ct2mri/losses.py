@@ -33,34 +33,35 @@ def double_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None
 
 
 def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L1 of the differences between neighbouring pixels, at three scales, per item, (B,).
+    """L1 of the differences between neighbouring pixels or voxels, at three scales, per item, (B,).
 
-    It is the sum, over both axes and over the image as it is and averaged over 2 × 2 and 4 × 4 pixels, of the
-    mean absolute error of differences. Where a loss of values alone sees hardly any change, it tells an edge
+    It is the sum, over all axes and over the image as it is and averaged over edges of 2 and 4, of the mean
+    absolute error of differences. Where a loss of values alone sees hardly any change, it tells an edge
     that is blurred from one that is sharp (a gradient difference loss; Mathieu et al., ICLR 2016, with their
     α = 1), and, at the coarse scales, a level that is wrong over a whole region from a scatter of errors.
 
     Args:
-        prediction: images, (B, C, H, W).
+        prediction: images, (B, C, *spatial).
         target: the same shape.
-        weight: (B, 1, H, W), 0 where the target is not valid: differences to such pixels do not count.
+        weight: (B, 1, *spatial), 0 where the target is not valid: differences to such pixels do not count.
     """
     error = prediction - target
     weight = torch.ones_like(error[:, :1]) if weight is None else weight
     total = error.new_zeros(len(error))
+    axes = tuple(range(1, error.ndim))
+    halved = functional.avg_pool2d if error.ndim == 4 else functional.avg_pool3d
+    largest = functional.max_pool2d if error.ndim == 4 else functional.max_pool3d
     for scale in range(GRADIENT_SCALES):
         if scale:
             if min(error.shape[2:]) < 2:
                 break
-            error = functional.avg_pool2d(error, 2)
-            weight = -functional.max_pool2d(-weight, 2)  # valid where all four are
-        for dim in (2, 3):
+            error = halved(error, 2)
+            weight = -largest(-weight, 2)  # valid where all are
+        for dim in axes[1:]:
             size = error.shape[dim] - 1
             both = weight.narrow(dim, 0, size) * weight.narrow(dim, 1, size)
-            both = both.expand(-1, error.shape[1], -1, -1)
-            total = total + (both * error.diff(dim=dim).abs()).sum((1, 2, 3)) / both.sum((1, 2, 3)).clamp(
-                min=1
-            )
+            both = both.expand(-1, error.shape[1], *[-1] * len(axes[1:]))
+            total = total + (both * error.diff(dim=dim).abs()).sum(axes) / both.sum(axes).clamp(min=1)
     return total
 
 
@@ -102,7 +103,7 @@ def diffusion_loss(
             are compared by L1: their best answer is an estimate, and the median is the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
         gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
-            nothing and of 2D images alone.
+            nothing.
         min_snr_gamma: γ of `min_snr_weight`, by which the other timesteps are weighted; None: not at all.
     """
     weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)

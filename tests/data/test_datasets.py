@@ -8,7 +8,7 @@ import torch
 
 from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedCase, write_case
-from ct2mri.data.datasets import AIR, LatentDataset, SliceDataset, VolumeDataset, place_crop
+from ct2mri.data.datasets import AIR, LatentDataset, SliceDataset, SourceShift, VolumeDataset, place_crop
 from ct2mri.data.volume import Grid
 
 SHAPE = (10, 12, 9)
@@ -86,6 +86,25 @@ def test_crops_and_flips_are_alike_on_everything(tmp_path: Path) -> None:
         assert torch.all(item["source"].diff(dim=2) > 0), "the second axis is never mirrored"
         flipped += int(not rises)
     assert 8 < flipped < 32
+
+
+def test_a_shift_moves_the_source_of_an_item_as_a_whole(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "a")
+    windows = [[0.0, 200.0]]
+    plain = slices([case], crop_size=5, flips=True, orientations=("axial",))
+    shifted = slices(
+        [case], crop_size=5, flips=True, orientations=("axial",), shift=SourceShift(windows, 20.0)
+    )
+    moves = []
+    for batch in range(200):
+        request = Request(0, (5, 5), batch, 0)
+        before, after = plain[request], shifted[request]
+        assert torch.equal(before["target"], after["target"])
+        inside = after["source"].abs() < 1
+        moved = (after["source"] - before["source"])[inside] * 100  # half a window is 1
+        assert torch.allclose(moved, moved[0], atol=1e-3)
+        moves.append(float(moved[0]))
+    assert -20 <= min(moves) < -15 and 15 < max(moves) <= 20 and abs(np.mean(moves)) < 3
 
 
 def test_left_right_flips_leave_sagittal_slices_alone(tmp_path: Path) -> None:
@@ -174,6 +193,51 @@ def test_latents_are_standardised_and_mirrored_as_a_whole(tmp_path: Path) -> Non
         assert item["weight"].sum() == np.prod(shape) and (item["target"][:, 3:] == 0).all()
         seen.add(flip)
     assert seen == {"", "flipped"}
+
+
+def test_latents_as_a_change_and_the_voxels_of_the_same_place(tmp_path: Path) -> None:
+    shape = (8, 12, 10)  # latents of half of that
+    place = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / np.prod(shape)
+    everywhere = np.ones(shape, dtype=bool)
+    arrays = {"source": place[None] / 2, "mask": everywhere, "valid": everywhere}
+    case = make_case(tmp_path / "case", shape, **arrays)
+    case.write_draft(place / 2)
+    halves = place[::2, ::2, ::2]
+    for flip, latents in (("", halves), ("flipped", place[::-1][::2, ::2, ::2])):
+        (tmp_path / "latents" / flip).mkdir(exist_ok=True, parents=True)
+        for name, array in (("target", 3 * latents[None]), ("draft", latents[None])):
+            np.save(tmp_path / "latents" / flip / f"{name}.npy", array)
+        for name in ("weight", "mask"):
+            np.save(tmp_path / "latents" / flip / f"{name}.npy", np.ones(halves.shape, np.float32))
+    items = LatentDataset(
+        [tmp_path / "latents"],
+        condition=["draft"],
+        mean=[0.5],
+        std=[2.0],
+        change_std=[0.25],
+        crop_size=(2, 3, 2),
+        shrink=0,
+        flips=True,
+        seed=0,
+        cases=[case],
+        windows=True,
+        shift=SourceShift([[0.0, 2.0]], 0.1),
+        images=True,
+        factor=2,
+    )
+    shifts = set()
+    for batch in range(20):
+        item = items[Request(0, (2, 3, 2), batch, 0)]
+        draft = 2 * item["condition"] + 0.5
+        np.testing.assert_allclose(item["target"], 2 * draft / (0.25 * 2), rtol=1e-4)  # (3 − 1) · draft
+        image = item["target_image"] + 0.5  # the place
+        assert image.shape == (1, 4, 6, 4) and (item["valid"] == 1).all()
+        np.testing.assert_allclose(image[:, ::2, ::2, ::2], draft, atol=1e-6)
+        np.testing.assert_allclose(item["draft_image"], image / 2, atol=1e-6)
+        shift = item["windows"] - image / 2
+        np.testing.assert_allclose(shift, np.full_like(shift, shift[0, 0, 0, 0]), atol=1e-6)
+        shifts.add(round(float(shift[0, 0, 0, 0]), 4))
+    assert len(shifts) == 20 and max(map(abs, shifts)) <= 0.1
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3), (5, 20, 1)])

@@ -11,6 +11,7 @@ from ct2mri.data.intensity import (
     otsu_threshold,
     scale_target,
     scale_windows,
+    shift_windows,
     target_reference,
     unscale_target,
     unscale_window,
@@ -34,6 +35,19 @@ def test_windows_map_their_ends_to_one_and_clip():
     np.testing.assert_allclose(
         unscale_window(scale_windows(inside, [[-160, 240]])[0], [-160, 240]), inside, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "windows", [[[-1024, 3000], [-160, 240]], [[-160, 240], [-1024, 3000]], [[-1024, 3000]]]
+)
+@pytest.mark.parametrize("shift", [-25.0, 0.0, 30.0])
+def test_shifted_windows_are_those_of_the_shifted_source(windows, shift):
+    source = np.linspace(-1020, 2950, 300, dtype=np.float32).reshape(300, 1, 1)
+    source[:3] = -1024
+    wanted = scale_windows(np.where(source > -1024, source + np.float32(shift), source), windows)
+    shifted = shift_windows(scale_windows(source, windows), windows, shift)
+    assert shifted.dtype == np.float32
+    np.testing.assert_allclose(shifted, wanted, atol=2e-6)
 
 
 def test_target_scale_keeps_what_lies_above_the_reference():

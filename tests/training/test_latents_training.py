@@ -11,14 +11,17 @@ from training_tiny import Tiny, write_dataset
 
 from ct2mri.data.batching import Request
 from ct2mri.data.cases import PreparedDataset
-from ct2mri.data.datasets import LatentDataset
+from ct2mri.data.datasets import LatentDataset, padded
 from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, restart_noise
 from ct2mri.errors import RequestError
+from ct2mri.losses import gradient_loss
 from ct2mri.models.layers import space_to_depth
 from ct2mri.stages import LatentsStage, load_vqvae
+from ct2mri.training.decoded import DecodedLoss
 from ct2mri.training.encoding import Latents
 from ct2mri.training.fit import train_latents, train_vqvae
-from ct2mri.training.latents import LatentsModule, fitted_gain
+from ct2mri.training.latents_module import LatentsModule
+from ct2mri.training.latents_validation import fitted_gain
 from ct2mri.training.module import draw_diffusion
 
 
@@ -118,6 +121,68 @@ def test_training_from_the_estimate_shows_what_sampling_will(
     assert seen >= 2
 
 
+def test_a_change_is_learnt_and_begins_at_the_draft(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:
+    run, given = tmp_path / "run", {"latent_target": "change", "image_weight": 5.0, "image_crop_size": 8}
+    train_latents(tiny.latents(run, vqvae_run, max_steps=2, validate_every=2, learning_rate=1e-9, **given))
+    with (run / "validation.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    # An untrained network answers with zeros: no change.
+    assert float(row["l1"]) == pytest.approx(float(row["draft_l1"]), abs=1e-5)
+    stage = LatentsStage.load_stage(run / "best", vqvae=run / "vqvae")
+    latents, dataset = encode(tiny, vqvae_run, tmp_path, condition=["draft"], change=True)
+    assert stage.change_std == pytest.approx(latents.change_std)
+    case, targets = dataset.case("p0"), encode(tiny, vqvae_run, tmp_path, condition=["draft"])[0]
+    change, condition, _ = latents.load(case)
+    torch.testing.assert_close(stage.standardised(change[0], condition[0]), targets.load(case)[0][0])
+    together = torch.cat(
+        [
+            latents.load(dataset.case(name))[0][0][:, latents.load(dataset.case(name))[2][0, 0] > 0.5]
+            for name in dataset.case_ids("train")
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(together.square().mean(dim=1).sqrt(), torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_the_decoded_loss_is_the_error_of_what_the_stage_would_give(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_latents(tiny.latents(run, vqvae_run, max_steps=1, decoding="residual"))
+    stage = LatentsStage.load_stage(run / "best", vqvae=run / "vqvae")
+    case = PreparedDataset(tiny.data).case("p0")
+    draft, target = (
+        torch.from_numpy(np.array(array))[None] for array in (case.draft, case.target.clip(-1, 1))
+    )
+    encoded, refined = stage.encode_standardised(draft), stage.encode_standardised(target)
+    shape = [4 * n for n in encoded.shape[1:]]
+    images = {
+        "draft_image": padded(draft.numpy(), shape, -1)[None],
+        "target_image": padded(target.numpy(), shape, -1)[None],
+        "valid": padded(np.array(case.valid)[None], shape, 0)[None],
+    }
+    loss = DecodedLoss(stage.vqvae, stage.latents_mean, stage.latents_std, edge=100, seed=0)
+    result = stage.finish(refined, encoded, {"draft": draft, "source": draft})
+    error = (result - target)[torch.from_numpy(np.array(case.valid))[None]].abs().mean()
+    found = loss(refined[None], encoded[None], images, 0)
+    assert found.shape == (1,) and error > 0
+    with_gradients = error + 0.5 * gradient_loss(
+        padded(result.numpy(), shape, -1)[None], images["target_image"], images["valid"]
+    )
+    torch.testing.assert_close(found, with_gradients, atol=1e-4, rtol=1e-3)
+    # A part of it: its place follows from the batch, and its gradient reaches that part alone.
+    small = DecodedLoss(stage.vqvae, stage.latents_mean, stage.latents_std, edge=1, seed=0)
+    touched = set()
+    for batch in range(20):
+        z = refined[None].clone().requires_grad_()
+        small(z, encoded[None], images, batch).sum().backward()
+        assert z.grad is not None
+        places = z.grad.abs().sum(dim=1)[0].nonzero().tolist()
+        assert len(places) <= 1
+        touched |= {tuple(place) for place in places}
+    assert len(touched) > 5
+
+
 def test_latents_of_half_the_size(tiny: Tiny, tmp_path: Path) -> None:
     train_vqvae(tiny.vqvae(tmp_path / "vqvae", hidden_channels=[8], crop_size=[6, 6, 6]))
     given = {"crop_size": [6, 10, 6], "max_steps": 2, "validate_every": 2}
@@ -153,7 +218,8 @@ def test_windows_are_seen_alike_in_training_validation_and_use(
     items = LatentDataset(
         *([latents.folder(case)],),
         **{"condition": latents.encoded, "mean": latents.mean, "std": latents.std},
-        **{"crop_size": None, "shrink": 0, "flips": True, "seed": 0, "windows": [case], "factor": factor},
+        **{"crop_size": None, "shrink": 0, "flips": True, "seed": 0, "factor": factor},
+        **{"cases": [case], "windows": True},
     )
     mirrored = {**volumes, "source": volumes["source"].flip(1), "draft": volumes["draft"].flip(1)}
     seen = []
@@ -236,6 +302,21 @@ def test_requests_that_cannot_be(tiny: Tiny, vqvae_run: Path, tmp_path: Path) ->
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, crop_size=[8, 8, 7]))
     with pytest.raises(RequestError, match="--condition is one or more of draft, source and windows"):
         train_latents(tiny.latents(tmp_path / "run", vqvae_run, condition=["draft", "draft"]))
+    windows = {"condition": ["draft", "windows"]}
+    for match, given in {
+        "--hu_shift is 0 .* or more HU, got -1": {"hu_shift": -1.0} | windows,
+        "--hu_shift moves the source's windows, and --condition draft has none": {"hu_shift": 20.0},
+        "shows the source encoded as well": {"hu_shift": 20.0, "condition": ["windows", "source"]},
+        "--latent_target change draws a change from the draft": {
+            "latent_target": "change",
+            "condition": ["source"],
+        },
+        "--image_weight is at least 0": {"image_weight": -1.0},
+        "--image_weight compares what residual decoding gives": {"image_weight": 1.0, "decoding": "plain"},
+        "--image_crop_size is a multiple of 4, .* got 7": {"image_weight": 1.0, "image_crop_size": 7},
+    }.items():
+        with pytest.raises(RequestError, match=match):
+            train_latents(tiny.latents(tmp_path / "run", vqvae_run, **given))
 
 
 def test_going_on_from_a_pipeline_keeps_the_scale_of_its_latents(
@@ -255,3 +336,9 @@ def test_going_on_from_a_pipeline_keeps_the_scale_of_its_latents(
     stage = LatentsStage.load_stage(run / "best", vqvae=model / "vqvae")
     assert (stage.latents_mean, stage.latents_std) == ([1.0, 2.0], [3.0, 4.0])
     assert "was trained with beta_end 0.02 (now 0.03)" in capsys.readouterr().out
+
+    given = {"latent_target": "change", "init": str(model)}
+    train_latents(tiny.latents(tmp_path / "third", model, **given))
+    stage = LatentsStage.load_stage(tmp_path / "third" / "best", vqvae=model / "vqvae")
+    assert stage.latents_mean != [1.0, 2.0] and stage.change_std is not None
+    assert "was trained with another --latent_target than change" in capsys.readouterr().out

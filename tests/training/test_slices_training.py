@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import default_collate
 from training_tiny import Tiny, write_dataset
 
-from ct2mri.data.batching import BatchStream
+from ct2mri.data.batching import BatchStream, Request
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, restart_noise
 from ct2mri.errors import RequestError
@@ -403,3 +403,30 @@ def test_crops_and_weights_that_cannot_be(
     with pytest.raises(RequestError, match=sentence):
         train_slices(tiny.slices(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_shift_of_hu_reaches_the_source_of_training_and_not_that_of_validation(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    plain, shifted = (slice_data(tiny.slices(tmp_path / "run", hu_shift=largest)) for largest in (0.0, 30.0))
+    for before, after in zip(plain[1].planes, shifted[1].planes, strict=True):
+        assert torch.equal(before.source, after.source)
+    items = [
+        slice_items(data, tiny.slices(tmp_path / "run", hu_shift=h))
+        for (data, _), h in ((plain, 0.0), (shifted, 30.0))
+    ]
+    request = Request(0, items[0].sizes[0], 3, 1)
+    before, after = (these[request] for these in items)
+    assert torch.equal(before["target"], after["target"])
+    moved = (after["source"] - before["source"])[0].abs() * 4024 / 2
+    assert 0.1 < moved.max() <= 30.01
+
+    write_dataset(tmp_path / "data")
+    content = json.loads((tmp_path / "data" / "plan.json").read_text())
+    content |= {"source_units": "relative", "source_modality": "mr", "source_percentile": 99.5}
+    content["body_threshold"] = None
+    (tmp_path / "data" / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(
+        RequestError, match=r"--hu_shift 30 moves values in HU, and the source .* is mr in units"
+    ):
+        train_slices(tiny.slices(tmp_path / "run", data=tmp_path / "data", hu_shift=30.0))

@@ -6,6 +6,7 @@ Every item is a pure function of its `Request` and the seed. What is padded to i
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ct2mri.data.batching import Request, Shape
 from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase
+from ct2mri.data.intensity import shift_windows
 
 Item = dict[str, Tensor]
 
@@ -82,6 +84,23 @@ def _cropped_size(size: Shape, crop_size: Sequence[int] | None) -> Shape:
     return size if crop_size is None else tuple(map(min, size, crop_size))
 
 
+@dataclass(frozen=True)
+class SourceShift:
+    """Moves all values of a source by the same random amount: another scanner, another calibration.
+
+    Attributes:
+        windows: of the source, [low, high] each, as the plan has them.
+        largest: shifts are uniform from minus this to this, in the source's units.
+    """
+
+    windows: Sequence[Sequence[float]]
+    largest: float
+
+    def __call__(self, source: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+        """The shifted windows (C, *spatial)."""
+        return shift_windows(source, self.windows, float(generator.uniform(-self.largest, self.largest)))
+
+
 class RequestDataset(Dataset[Item], ABC):
     """Items that are asked for by `Request`.
 
@@ -115,6 +134,7 @@ class SliceDataset(RequestDataset):
         shrink: how much shorter the crops of a batch may be, see `BatchStream`; whole slices stay whole.
         flips: whether to mirror left-right at random.
         seed: of the augmentation.
+        shift: moves the source's values; None: they stay.
     """
 
     def __init__(
@@ -126,11 +146,13 @@ class SliceDataset(RequestDataset):
         shrink: int,
         flips: bool,
         seed: int,
+        shift: SourceShift | None = None,
     ) -> None:
         self.cases = list(cases)
         self.shrink = 0 if crop_size is None else shrink
         self.flips = flips
         self.seed = seed
+        self.shift = shift
         self.slices: list[tuple[int, Orientation, int]] = []
         self.sizes: list[Shape] = []
         crop = None if crop_size is None else (crop_size, crop_size)
@@ -158,6 +180,8 @@ class SliceDataset(RequestDataset):
         # Left-right is the first axis of axial and coronal slices, and out of plane in sagittal ones.
         if self.flips and orientation != "sagittal" and generator.random() < 0.5:
             source, target, weight = source[:, ::-1], target[:, ::-1], weight[:, ::-1]
+        if self.shift is not None:
+            source = self.shift(source, generator)
         return {
             "source": padded(source, request.shape, AIR),
             "target": padded(target, request.shape, AIR),
@@ -212,18 +236,24 @@ class LatentDataset(RequestDataset):
     the same again under `flipped/`, encoded from the mirrored volume: encoding and mirroring do not commute.
 
     Items: `target` (channels, *crop), `condition` (parts · channels, *crop), `weight` (1, *crop), `key` (2,),
-    and `windows` (windows, *factor · crop) where they are asked for: the source's voxels of the same place.
+    and, where they are asked for, voxels of that place: `windows` (windows, *factor · crop) of the source,
+    and `draft_image`, `target_image` and `valid` (1, *factor · crop).
 
     Args:
         folders: one a case.
         condition: names of the condition's encoded parts, joined along the channels in this order.
         mean: per latent channel, of the training targets.
         std: likewise, the deviation.
+        change_std: per channel, of the standardised targets' difference from the drafts: `target` is then
+            that difference, divided by this; None: the target itself.
         crop_size: edges of a crop in latent voxels; None: whole volumes.
         shrink: how much shorter the crops of a batch may be, see `BatchStream`; whole volumes stay whole.
         flips: whether to take the mirrored encodings at random.
         seed: of the augmentation.
-        windows: the cases of the folders, to take the source's windows from; none: items go without.
+        cases: the cases of the folders, to take voxels from.
+        windows: whether items show the source's windows.
+        shift: moves the source's values in them; None: they stay.
+        images: whether items show the images of draft and target.
         factor: voxels per latent along each axis.
     """
 
@@ -238,16 +268,26 @@ class LatentDataset(RequestDataset):
         shrink: int,
         flips: bool,
         seed: int,
-        windows: Sequence[PreparedCase] = (),
+        change_std: Sequence[float] | None = None,
+        cases: Sequence[PreparedCase] = (),
+        windows: bool = False,
+        shift: SourceShift | None = None,
+        images: bool = False,
         factor: int = 1,
     ) -> None:
         self.shrink = 0 if crop_size is None else shrink
-        self.windows = list(windows)
+        self.cases = list(cases)
+        self.windows = windows
+        self.shift = shift
+        self.images = images
         self.factor = factor
         self.folders = list(folders)
         self.condition = list(condition)
         self.mean = np.asarray(mean, np.float32)[:, None, None, None]
         self.std = np.asarray(std, np.float32)[:, None, None, None]
+        self.change_std = (
+            None if change_std is None else np.asarray(change_std, np.float32)[:, None, None, None]
+        )
         self.flips = flips
         self.seed = seed
         self.sizes = [_cropped_size(_mapped(f / "weight.npy").shape, crop_size) for f in self.folders]
@@ -261,22 +301,36 @@ class LatentDataset(RequestDataset):
         mask, valid = _mapped(folder / "mask.npy"), _mapped(folder / "weight.npy")
         crop = place_crop(mask, valid, request.shape, generator)
 
-        def standardised(name: str) -> Tensor:
+        def standardised(name: str) -> NDArray[np.float32]:
             latents = _mapped(folder / f"{name}.npy")[(slice(None), *crop)]
-            return padded((latents - self.mean) / self.std, request.shape, 0)
+            return (latents - self.mean) / self.std
 
+        target = standardised("target")
+        if self.change_std is not None:
+            target = (target - standardised("draft")) / self.change_std
         item = {
-            "target": standardised("target"),
-            "condition": torch.cat([standardised(name) for name in self.condition])
+            "target": padded(target, request.shape, 0),
+            "condition": torch.cat([padded(standardised(name), request.shape, 0) for name in self.condition])
             if self.condition
             else torch.empty(0, *request.shape),
             "weight": padded(valid[crop][None], request.shape, 0),
             "key": torch.tensor([request.batch, request.place]),
         }
+        voxels = tuple(slice(self.factor * part.start, self.factor * part.stop) for part in crop)
+        shape = tuple(self.factor * edge for edge in request.shape)
+
+        def cropped(name: str) -> NDArray[Any]:
+            array = _array(self.cases[request.index], name)
+            array = array if array.ndim == 4 else array[None]
+            return (array[:, ::-1] if flipped else array)[(slice(None), *voxels)]
+
         if self.windows:
-            source = _array(self.windows[request.index], "source")
-            source = source[:, ::-1] if flipped else source
-            voxels = tuple(slice(self.factor * part.start, self.factor * part.stop) for part in crop)
-            shape = tuple(self.factor * edge for edge in request.shape)
-            item["windows"] = padded(source[(slice(None), *voxels)], shape, AIR)
+            source = cropped("source")
+            if self.shift is not None:
+                source = self.shift(source, generator)
+            item["windows"] = padded(source, shape, AIR)
+        if self.images:
+            item["draft_image"] = padded(cropped("draft"), shape, AIR)
+            item["target_image"] = padded(cropped("target").clip(-1, 1), shape, AIR)
+            item["valid"] = padded(cropped("valid"), shape, 0)
         return item

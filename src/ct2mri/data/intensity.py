@@ -46,6 +46,31 @@ def unscale_window(channel: NDArray[np.float32], window: Sequence[float]) -> NDA
     return ((channel.astype(np.float64) + 1) * ((high - low) / 2) + low).astype(np.float32)
 
 
+def shift_windows(
+    windowed: NDArray[np.float32], windows: Sequence[Sequence[float]], shift: float
+) -> NDArray[np.float32]:
+    """The windows of a source whose values are all `shift` higher, from its windows alone.
+
+    What the widest window has at its lower end stays: air, with which a source is filled outside the body
+    whatever its values are, and padding. Values that a narrower window does not hold come from the widest.
+
+    Args:
+        windowed: (C, *spatial) in [−1, 1], as `scale_windows` gives them.
+        windows: [low, high] of each channel, in the source's units.
+        shift: in the source's units.
+    """
+    widest = max(range(len(windows)), key=lambda channel: windows[channel][1] - windows[channel][0])
+    outside = windowed[widest] <= -1
+    values = unscale_window(windowed[widest], windows[widest])
+    shifted = np.empty_like(windowed)
+    for channel, old, (low, high) in zip(shifted, windowed, windows, strict=True):
+        moved = old + np.float32(shift * 2 / (high - low))
+        from_widest = (values + np.float32(shift - low)) * np.float32(2 / (high - low)) - 1
+        channel[:] = np.where(np.abs(old) < 1, moved, from_widest)
+        channel[outside] = old[outside]
+    return shifted.clip(-1, 1)
+
+
 def target_reference(target: NDArray[np.float32], mask: NDArray[np.bool_], percentile: float) -> float:
     """The value that a percentile of the target (i, j, k) inside a mask has; it is mapped to 1."""
     return float(np.percentile(target[mask].astype(np.float64), percentile))

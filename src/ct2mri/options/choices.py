@@ -9,6 +9,7 @@ Layout = Literal[
     "pairs", "flat", "bids", "synthrad2023", "synthrad2025", "gold-atlas", "dicom", "slices", "published"
 ]
 Decoding = Literal["plain", "residual"]
+LatentTarget = Literal["latents", "change"]
 ConditionPart = Literal["draft", "source", "windows"]
 InferencePrecision = Literal["auto", "32", "bf16"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]

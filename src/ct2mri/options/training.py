@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from ct2mri.options.argument import argument
-from ct2mri.options.choices import Baseline, ConditionPart, Decoding, Orientation, PredictionType, Sampler
+from ct2mri.options.choices import (
+    Baseline,
+    ConditionPart,
+    Decoding,
+    LatentTarget,
+    Orientation,
+    PredictionType,
+    Sampler,
+)
 
 
 @dataclass(kw_only=True)
@@ -39,6 +47,17 @@ class TrainOptions:
     )
     gradient_checkpointing: bool = argument("trade time for memory", False)
     flips: bool = argument("mirror left-right at random", True)
+
+
+@dataclass(kw_only=True)
+class SourceOptions:
+    """How the source is varied in training."""
+
+    hu_shift: float = argument(
+        "largest shift of all of a CT's values in HU, drawn anew for each item, so that results depend less "
+        "on how a scanner is calibrated; 0: none",
+        0.0,
+    )
 
 
 @dataclass(kw_only=True)
@@ -116,7 +135,7 @@ class TrainVqvaeOptions(TrainOptions):
 
 
 @dataclass(kw_only=True)
-class TrainSlicesOptions(TrainOptions, UNetOptions, NoiseOptions):
+class TrainSlicesOptions(TrainOptions, SourceOptions, UNetOptions, NoiseOptions):
     """Train the 2D diffusion model (2D-SDM) that draws target slices from source slices."""
 
     crop_size: int | None = argument("longest edge of a training crop in pixels; none: whole slices", None)
@@ -142,7 +161,7 @@ class TrainSlicesOptions(TrainOptions, UNetOptions, NoiseOptions):
 
 
 @dataclass(kw_only=True)
-class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
+class TrainLatentsOptions(TrainOptions, SourceOptions, UNetOptions, NoiseOptions):
     """Train the 3D latent diffusion model (3D-SLDM) that refines drafts."""
 
     vqvae: Path = argument("run folder of `train vqvae`")
@@ -161,10 +180,21 @@ class TrainLatentsOptions(TrainOptions, UNetOptions, NoiseOptions):
         "default: residual where there is a draft",
         None,
     )
+    latent_target: LatentTarget = argument(
+        "what the network draws: the target's `latents`, or their `change` from the draft's, so that it "
+        "begins with the draft; `change` needs a draft",
+        "latents",
+    )
+    image_weight: float = argument(
+        "weight of the decoded image's error at the last timestep, L1 and gradients, beside that of the "
+        "latents; residual decoding alone; 0: none",
+        0.0,
+    )
+    image_crop_size: int = argument("edge in voxels of the part of each crop that is decoded for that", 32)
 
 
 @dataclass(kw_only=True)
-class TrainBaselineOptions(TrainOptions, UNetOptions):
+class TrainBaselineOptions(TrainOptions, SourceOptions, UNetOptions):
     """Train a method to compare with, by the same data, loop and measures."""
 
     kind: Baseline = argument(

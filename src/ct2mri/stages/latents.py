@@ -52,6 +52,8 @@ class LatentsStage(DiffusionStage):
             it, decoded: so the VQ-VAE costs the result none of the detail that the draft has.
         residual_gain: share of that change that is added, 0 to 1. Training fits it to unseen patients: draft
             and refined volume err apart, so that a mean of both errs least.
+        change_std: per latent channel, where the network draws how the standardised latents differ from the
+            draft's, in units of this; None: it draws the latents themselves.
 
     Raises:
         RequestError: a setting is not allowed, or the networks do not fit together.
@@ -74,6 +76,7 @@ class LatentsStage(DiffusionStage):
         draft: dict[str, Any],
         decoding: Decoding = "plain",
         residual_gain: float = 1.0,
+        change_std: Sequence[float] | None = None,
     ) -> None:
         check_names("condition of a latents stage", condition, get_args(ConditionPart))
         channels = vqvae.embedding_dim
@@ -103,6 +106,15 @@ class LatentsStage(DiffusionStage):
             )
         if not 0 <= residual_gain <= 1:
             raise RequestError(f"The residual_gain of a latents stage is 0 to 1, got {residual_gain}.")
+        if change_std is not None and (len(change_std) != channels or min(change_std) <= 0):
+            raise RequestError(
+                f"change_std needs {channels} positive numbers, one a latent channel; got {list(change_std)}."
+            )
+        if change_std is not None and "draft" not in condition:
+            raise RequestError(
+                "The network draws a change from the draft (change_std), and the latents stage is not "
+                "conditioned on one; give it the draft as condition."
+            )
         self.network = network
         self.vqvae = vqvae
         self.noise = noise
@@ -116,6 +128,7 @@ class LatentsStage(DiffusionStage):
         self.draft = dict(draft)
         self.decoding = decoding
         self.residual_gain = residual_gain
+        self.change_std = None if change_std is None else [float(n) for n in change_std]
 
     @property
     def networks(self) -> list[PretrainedModel]:
@@ -219,6 +232,17 @@ class LatentsStage(DiffusionStage):
         volume = decode(self.vqvae, both, spatial_shape, self.execution, refined, wanted, quantise=False)
         return volume.clamp_(-1, 1)
 
+    def standardised(self, drawn: Tensor, encoded: Tensor) -> Tensor:
+        """The standardised latents that the network has drawn, or whose change from the draft's it has.
+
+        Args:
+            drawn: (latent channels, *latent).
+            encoded: the condition as `encode_condition` gives it.
+        """
+        if self.change_std is None:
+            return drawn
+        return self._encoded_draft(encoded) + drawn * _per_channel(self.change_std, drawn)
+
     def _encoded_draft(self, encoded: Tensor) -> Tensor:
         channels = self.vqvae.embedding_dim
         first = channels * self.encoded.index("draft")
@@ -290,7 +314,7 @@ class LatentsStage(DiffusionStage):
                 f"{' × '.join(map(str, windows.parts))} overlapping windows, blended at every step: its "
                 "result differs a little from that of the whole; give it more memory (--max_memory) for that."
             )
-        return self.finish(latents[0], encoded, condition)
+        return self.finish(self.standardised(latents[0], encoded), encoded, condition)
 
     def _windowings(self, shape: Sequence[int]) -> list[Portion[Tiling]]:
         """Ways to run the network on latents of a shape."""
@@ -317,6 +341,7 @@ class LatentsStage(DiffusionStage):
             "draft": self.draft,
             "decoding": self.decoding,
             "residual_gain": self.residual_gain,
+            "change_std": self.change_std,
             "vqvae": weights_hash(self.vqvae),
         }
         save_network(self.network, self.kind, facts, folder)
@@ -365,6 +390,7 @@ class LatentsStage(DiffusionStage):
                 # Stages written before there was a choice decode plainly.
                 decoding=facts.get("decoding", "plain"),
                 residual_gain=facts.get("residual_gain", 1.0),
+                change_std=facts.get("change_std"),
             )
 
 

@@ -40,10 +40,13 @@ class Latents:
         condition: names of the condition's parts; `windows` need no encoding and are joined when loaded.
         flips: whether to encode training cases mirrored left-right as well.
         draft: facts on the drafts.
+        change: whether what is learned is how the targets differ from the drafts.
 
     Attributes:
         mean: of each latent channel over the training targets, where they are valid.
         std: likewise, the deviation.
+        change_std: likewise, how far the standardised targets lie from the drafts (root mean square); None
+            where the targets themselves are learned.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Latents:
         condition: Sequence[str],
         flips: bool,
         draft: Mapping[str, object],
+        change: bool = False,
     ) -> None:
         self.vqvae = vqvae
         self.encoded = [part for part in condition if part != "windows"]
@@ -71,15 +75,19 @@ class Latents:
             self._encode(case, both)
         join().gather(None)  # the other processes may still be encoding their share
         self.mean, self.std = self._statistics(training)
+        self.change_std = self._change_std(training) if change else None
 
     def folder(self, case: PreparedCase) -> Path:
         """Where a case's latents lie."""
         return self.root / case.case_id
 
     def load(self, case: PreparedCase) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised target and condition, (1, channels, *latent), and weight, (1, 1, *latent)."""
+        """Standardised target or change, condition, (1, channels, *latent), and weight, (1, 1, *latent)."""
         folder = self.folder(case)
         parts = [self._standardised(np.load(folder / f"{name}.npy")) for name in ["target", *self.encoded]]
+        if self.change_std is not None:
+            draft = parts[1 + self.encoded.index("draft")]
+            parts[0] = (parts[0] - draft) / torch.tensor(self.change_std)[:, None, None, None]
         if self.windows:
             source = torch.from_numpy(np.array(case.source, dtype=np.float32))[None]
             parts.append(space_to_depth(source, self.vqvae.factor, AIR))
@@ -132,6 +140,18 @@ class Latents:
         mean = np.asarray(total) / count
         variance = np.asarray(square) / count - mean**2
         return mean.tolist(), np.sqrt(np.maximum(variance, SMALLEST_STD**2)).tolist()
+
+    def _change_std(self, cases: Sequence[PreparedCase]) -> list[float]:
+        """Root mean square of each standardised channel's difference between target and draft."""
+        count, square = 0, 0.0
+        for case in cases:
+            folder = self.folder(case)
+            change = np.load(folder / "target.npy").astype(np.float64) - np.load(folder / "draft.npy")
+            chosen = change[:, np.load(folder / "weight.npy") > 0.5]
+            count += chosen.shape[1]
+            square = square + (chosen**2).sum(axis=1)
+        deviation = np.sqrt(np.asarray(square) / count) / np.asarray(self.std)
+        return [float(n) for n in np.maximum(deviation, SMALLEST_STD)]
 
 
 def _pooled(mask: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:

@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ct2mri.data.datasets import SourceShift
+from ct2mri.data.plan import Plan
 from ct2mri.diffusion import NoiseSettings, draw_timesteps, predicted_original, restart_noise
 from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.hub import resolve_pretrained
 from ct2mri.models import ScalableUNet
 from ct2mri.models.pretrained import WEIGHTS, load_exactly
-from ct2mri.options.training import TrainLatentsOptions, TrainOptions, TrainSlicesOptions
+from ct2mri.options.training import SourceOptions, TrainLatentsOptions, TrainOptions, TrainSlicesOptions
 from ct2mri.stage_files import Kind, read_stage
 
 Batch = dict[str, Tensor]
@@ -134,6 +136,23 @@ def initial_facts(init: str, stage: Kind, settings: NoiseSettings) -> dict[str, 
         listed = ", ".join(f"{name} {value} (now {now.get(name)})" for name, value in others.items())
         print(f"Note: {init} was trained with {listed}; its weights must first learn the other process.")
     return facts
+
+
+def source_shift(options: SourceOptions, plan: Plan) -> SourceShift | None:
+    """How `--hu_shift` moves the source's values; None: not at all.
+
+    Raises:
+        RequestError: the shift is no finite number from 0 on, or the source is not in HU.
+    """
+    largest = options.hu_shift
+    if not 0 <= largest < math.inf:
+        raise RequestError(f"--hu_shift is 0 (none) or more HU, got {largest}; 30 is a scanner's tolerance.")
+    if largest and plan.source_units != "HU":
+        raise RequestError(
+            f"--hu_shift {largest:g} moves values in HU, and the source of this data set is "
+            f"{plan.source_modality} in units of its own ({plan.source_units}); leave it out."
+        )
+    return SourceShift(plan.source_windows, largest) if largest else None
 
 
 def crop_shrink(options: DiffusionOptions) -> int:

@@ -30,6 +30,7 @@ from ct2mri.training.module import (
     initial_facts,
     load_initial_weights,
     make_unet,
+    source_shift,
 )
 from ct2mri.training.pictures import strip
 from ct2mri.training.run import RunFolder
@@ -382,6 +383,7 @@ def slice_items(
         shrink=crop_shrink(options),
         flips=options.flips,
         seed=options.seed,
+        shift=source_shift(options, dataset.plan),
     )
     if len(items) == 0:
         raise RequestError(
