@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tiny
+from ct2mri.data.cases import SLICE_AXIS
 from ct2mri.diffusion import NoiseSettings, SeededNoise, alphas_cumprod
 from ct2mri.errors import RequestError
 from ct2mri.models import ScalableUNet
@@ -178,6 +179,41 @@ def test_latents_are_standardised_and_back():
     torch.testing.assert_close(standardised * std + mean, latents)
     assert standardised.shape == (tiny.LATENT_CHANNELS, 2, 2, 2)
     assert stage.decode_standardised(standardised, SHAPE).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("orientation", ["axial", "coronal", "sagittal"])
+def test_a_slice_is_drawn_with_its_neighbours_in_sight(orientation, tmp_path):
+    shown = {}
+
+    def remember(condition):
+        if not condition.is_meta:
+            for slices in condition:
+                shown[round(float(slices[0, 0, 0]), 4)] = slices
+        return condition[:, 2:4].mean(dim=1, keepdim=True)  # of the slice before
+
+    stage = tiny.slices_stage(
+        Oracle(remember, 1, 6), num_inference_steps=1, orientations=(orientation,), neighbours=1, batch_size=3
+    )
+    source = volume(channels=2)
+    drawn = stage.sample({"source": source}, SeededNoise(0))
+    axis = SLICE_AXIS[orientation] + 1
+    size = source.shape[axis]
+    before = source.index_select(axis, torch.tensor([0, *range(size - 1)]))
+    torch.testing.assert_close(drawn, before.mean(dim=0, keepdim=True), atol=1e-5, rtol=0)
+    after = source.index_select(axis, torch.tensor([*range(1, size), size - 1]))
+    together = torch.cat([source, before, after]).movedim(axis, 0)
+    for slices in together:
+        torch.testing.assert_close(shown[round(float(slices[0, 0, 0]), 4)], slices)
+
+    stage = tiny.slices_stage(tiny.unet(2, 1, 6), neighbours=1)
+    stage.check_plan(channels=2, drafted=False)
+    with pytest.raises(RequestError, match="6 source windows, the slices stage was trained with 2"):
+        stage.check_plan(channels=6, drafted=False)
+    stage.save_stage(tmp_path / "slices")
+    assert SlicesStage.load_stage(tmp_path / "slices").neighbours == 1
+    for neighbours in (-1, 2):
+        with pytest.raises(RequestError, match=f"6 condition channels and neighbours {neighbours}"):
+            tiny.slices_stage(tiny.unet(2, 1, 6), neighbours=neighbours)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "renoise"])

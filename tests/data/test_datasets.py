@@ -107,6 +107,27 @@ def test_a_shift_moves_the_source_of_an_item_as_a_whole(tmp_path: Path) -> None:
     assert -20 <= min(moves) < -15 and 15 < max(moves) <= 20 and abs(np.mean(moves)) < 3
 
 
+def test_neighbouring_slices_are_shown_beside_their_own(tmp_path: Path) -> None:
+    place = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) / np.prod(SHAPE)
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[5, 5, 0] = mask[5, 5, 4] = mask[5, 5, 8] = True
+    everywhere = np.ones(SHAPE, dtype=bool)
+    case = make_case(tmp_path / "a", source=np.stack([place, -place]), mask=mask, valid=everywhere)
+    items = slices([case], orientations=("axial",), neighbours=2, crop_size=6, flips=True)
+    own = slices([case], orientations=("axial",), crop_size=6, flips=True)
+    for index, numbers in enumerate([[0, 0, 1, 0, 2], [4, 3, 5, 2, 6], [8, 7, 8, 6, 8]]):
+        for batch in range(6):
+            request = Request(index, (6, 6), batch, 0)
+            item, alone = items[request], own[request]
+            assert item["source"].shape == (10, 6, 6)
+            for shown, number in enumerate(numbers):
+                moved = (number - numbers[0]) / np.prod(SHAPE)  # slices lie one step apart
+                for window, sign in ((0, 1), (1, -1)):
+                    wanted = alone["source"][window] + sign * moved
+                    torch.testing.assert_close(item["source"][2 * shown + window], wanted)
+            assert torch.equal(item["target"], alone["target"])
+
+
 def test_left_right_flips_leave_sagittal_slices_alone(tmp_path: Path) -> None:
     case = make_case(tmp_path / "a")
     items = slices([case], flips=True, orientations=("sagittal",))

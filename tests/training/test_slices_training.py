@@ -264,6 +264,7 @@ def test_going_on_from_a_pipeline(tiny: Tiny, tmp_path: Path) -> None:
         ({"prediction_type": "epsilon"}, "Zero terminal SNR"),
         ({"norm_num_groups": 3}, "group"),
         ({"crop_size": 0}, "--crop_size is at least 1"),
+        ({"neighbours": -1}, "--neighbours is 0"),
     ],
 )
 def test_options_that_cannot_be(tiny: Tiny, tmp_path: Path, given: dict[str, object], sentence: str) -> None:
@@ -403,6 +404,30 @@ def test_crops_and_weights_that_cannot_be(
     with pytest.raises(RequestError, match=sentence):
         train_slices(tiny.slices(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_neighbours_are_seen_alike_in_training_validation_and_use(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = tiny.slices(run, neighbours=1, orientations=["axial"], crop_size=None, flips=False)
+    train_slices(options)
+    stage = SlicesStage.load_stage(run / "best")
+    dataset, validation = slice_data(options)
+    assert stage.neighbours == 1 and stage.network.condition_channels == 3 * dataset.plan.channels
+    shown = list[torch.Tensor]()
+    stage.network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[2]))
+    case = dataset.case("p4")
+    stage.sample({"source": torch.from_numpy(np.array(case.source))}, SeededNoise(0))
+    in_use = torch.cat([part for part in shown if not part.is_meta])
+    (planes,) = validation.planes
+    for source in planes.source:
+        assert any(torch.equal(source, other) for other in in_use)
+
+    items = slice_items(dataset, options)
+    shown.clear()
+    case = items.cases[items.slices[3][0]]
+    stage.sample({"source": torch.from_numpy(np.array(case.source))}, SeededNoise(0))
+    item = items[Request(3, items.sizes[3], 0, 0)]["source"]
+    assert any(torch.equal(item, other) for part in shown if not part.is_meta for other in part)
 
 
 def test_a_shift_of_hu_reaches_the_source_of_training_and_not_that_of_validation(

@@ -35,6 +35,14 @@ CASE_FORMAT_VERSION = 2
 UNFINISHED = ".unfinished-plan.json"
 
 
+def neighbour_offsets(neighbours: int) -> list[int]:
+    """Where, from a slice on, the slices lie that a network is shown for it: 0, −1, 1, −2, 2, …
+
+    Beyond the ends of a stack its first and last slice stand for what is missing.
+    """
+    return [0, *(side * step for step in range(1, neighbours + 1) for side in (-1, 1))]
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
     """One pair of volumes on one grid, axes in RAS+ order; arrays are mapped from disk when asked for.

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ct2mri.data.batching import Request, Shape
-from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase
+from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase, neighbour_offsets
 from ct2mri.data.intensity import shift_windows
 
 Item = dict[str, Tensor]
@@ -124,7 +124,8 @@ class RequestDataset(Dataset[Item], ABC):
 class SliceDataset(RequestDataset):
     """All slices of some cases that show the body, in one or more orientations.
 
-    Items: `source` (C, H, W), `target` (1, H, W) clipped to [−1, 1], `weight` (1, H, W) 1 where the target is
+    Items: `source` (C, H, W), with neighbours the windows of one slice after those of another in the order of
+    `neighbour_offsets`, `target` (1, H, W) clipped to [−1, 1], `weight` (1, H, W) 1 where the target is
     valid, and `key` (2,), the item's batch and place.
 
     Args:
@@ -135,6 +136,7 @@ class SliceDataset(RequestDataset):
         flips: whether to mirror left-right at random.
         seed: of the augmentation.
         shift: moves the source's values; None: they stay.
+        neighbours: slices on either side whose source is shown as well.
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class SliceDataset(RequestDataset):
         flips: bool,
         seed: int,
         shift: SourceShift | None = None,
+        neighbours: int = 0,
     ) -> None:
         self.cases = list(cases)
+        self.offsets = neighbour_offsets(neighbours)
         self.shrink = 0 if crop_size is None else shrink
         self.flips = flips
         self.seed = seed
@@ -174,14 +178,18 @@ class SliceDataset(RequestDataset):
         plane = (slice(None),) * axis + (index,)
         valid = _array(case, "valid")[plane]
         crop = place_crop(_array(case, "mask")[plane], valid, request.shape, generator)
-        source = _array(case, "source")[(slice(None), *plane)][(slice(None), *crop)]
+        whole = _array(case, "source")
+        shown = np.clip(index + np.array(self.offsets), 0, whole.shape[axis + 1] - 1)
+        before = (slice(None),) * (axis + 1)
+        source = np.stack([whole[(*before, number)][(slice(None), *crop)] for number in shown], axis=1)
         target = _array(case, "target")[plane][crop][None].clip(-1, 1)
         weight = valid[crop][None]
         # Left-right is the first axis of axial and coronal slices, and out of plane in sagittal ones.
         if self.flips and orientation != "sagittal" and generator.random() < 0.5:
-            source, target, weight = source[:, ::-1], target[:, ::-1], weight[:, ::-1]
+            source, target, weight = source[:, :, ::-1], target[:, ::-1], weight[:, ::-1]
         if self.shift is not None:
             source = self.shift(source, generator)
+        source = np.moveaxis(source, 1, 0).reshape(-1, *source.shape[2:])  # (slices · windows, H, W)
         return {
             "source": padded(source, request.shape, AIR),
             "target": padded(target, request.shape, AIR),

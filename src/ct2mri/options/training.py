@@ -148,6 +148,11 @@ class TrainSlicesOptions(TrainOptions, SourceOptions, UNetOptions, NoiseOptions)
         "slice orientations to train on", ["axial", "coronal", "sagittal"]
     )
     draft_orientations: list[Orientation] = argument("orientations that a draft is averaged over", ["axial"])
+    neighbours: int = argument(
+        "slices on either side whose source the network is shown beside a slice's own: noise and what lies "
+        "between slices become clearer; the slice's own orientation alone",
+        0,
+    )
     gradient_weight: float = argument(
         "weight of the gradients' error beside the values' at the last timestep where it is shown zeros: "
         "sharper edges in the first step's estimate",
@@ -207,6 +212,11 @@ class TrainBaselineOptions(TrainOptions, SourceOptions, UNetOptions):
         "slice orientations to train on", ["axial", "coronal", "sagittal"]
     )
     draft_orientations: list[Orientation] = argument("orientations that a result is averaged over", ["axial"])
+    neighbours: int = argument(
+        "slices on either side whose source the network is shown beside a slice's own: noise and what lies "
+        "between slices become clearer; the slice's own orientation alone",
+        0,
+    )
     l1_weight: float = argument("pix2pix: weight of L1 beside the adversary's loss", 100.0)
     discriminator_channels: int = argument("pix2pix: width of the discriminator's first layer", 64)
     bridge_variance: float = argument("bridge: s, twice the largest variance on the way", 1.0)

@@ -42,8 +42,9 @@ class BridgeStage(SliceBySlice):
         num_inference_steps: int,
         orientations: Sequence[Orientation] = ("axial",),
         batch_size: int | None = None,
+        neighbours: int = 0,
     ) -> None:
-        super().__init__(network, orientations=orientations, batch_size=batch_size)
+        super().__init__(network, orientations=orientations, batch_size=batch_size, neighbours=neighbours)
         check_bridge_steps(num_inference_steps, bridge)
         self.bridge = bridge
         self.num_inference_steps = num_inference_steps
@@ -92,6 +93,7 @@ class BridgeStage(SliceBySlice):
             "bridge": self.bridge.to_dict(),
             "num_inference_steps": self.num_inference_steps,
             "orientations": list(self.orientations),
+            "neighbours": self.neighbours,
         }
         save_network(self.network, self.kind, facts, folder)
 
@@ -107,4 +109,5 @@ class BridgeStage(SliceBySlice):
                 BridgeSettings.from_dict(facts["bridge"]),
                 num_inference_steps=facts["num_inference_steps"],
                 orientations=tuple(facts["orientations"]),
+                neighbours=facts.get("neighbours", 0),
             )

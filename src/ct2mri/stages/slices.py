@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ct2mri.data.cases import SLICE_AXIS, Orientation
+from ct2mri.data.cases import SLICE_AXIS, Orientation, neighbour_offsets
 from ct2mri.diffusion import NoiseSettings, SeededNoise, sample
 from ct2mri.errors import RequestError
 from ct2mri.models import ScalableUNet
@@ -41,20 +41,34 @@ class SliceBySlice(Stage):
     """Draws a volume slice by slice from the source's slices, many slices at a time.
 
     Args:
-        network: 2D, one sample channel, one condition channel a source window.
+        network: 2D, one sample channel, one condition channel a source window and slice that is shown.
         orientations: of the slices; the volumes drawn in several are averaged.
         batch_size: slices that go through the network together, at most; None: as many as are of use. Fewer
             where memory does not suffice.
+        neighbours: slices on either side whose source is shown beside a slice's own.
 
     Raises:
         RequestError: a setting is not allowed.
     """
 
     def __init__(
-        self, network: ScalableUNet, *, orientations: Sequence[Orientation], batch_size: int | None
+        self,
+        network: ScalableUNet,
+        *,
+        orientations: Sequence[Orientation],
+        batch_size: int | None,
+        neighbours: int,
     ) -> None:
         check_names(f"orientations of a {self.kind} stage", orientations, SLICE_AXIS)
         check_batch_size(batch_size)
+        self.offsets = neighbour_offsets(neighbours)
+        if neighbours < 0 or network.condition_channels % len(self.offsets):
+            raise RequestError(
+                f"The {self.kind} stage has a network of {network.condition_channels} condition channels and "
+                f"neighbours {neighbours}; these are 0 or more, and each slice that is shown has as many "
+                "channels. Take the number that it was trained with."
+            )
+        self.neighbours = neighbours
         self.network = network
         self.orientations = tuple(orientations)
         self.batch_size = batch_size
@@ -71,11 +85,16 @@ class SliceBySlice(Stage):
 
     def check_plan(self, channels: int, drafted: bool) -> None:
         """Raise RequestError unless the network takes the plan's source windows."""
-        if self.network.condition_channels != channels:
+        if self.windows != channels:
             raise RequestError(
                 f"The plan has {channels} source windows, the {self.kind} stage was trained with "
-                f"{self.network.condition_channels}; use the plan that it was trained with."
+                f"{self.windows}; use the plan that it was trained with."
             )
+
+    @property
+    def windows(self) -> int:
+        """Source windows that the network was trained with."""
+        return self.network.condition_channels // len(self.offsets)
 
     @torch.inference_mode()
     def sample(
@@ -105,9 +124,9 @@ class SliceBySlice(Stage):
         """
         sampler, steps = self.chosen(sampler, num_inference_steps)
         source = condition["source"]
-        if len(source) != self.network.condition_channels:
+        if len(source) != self.windows:
             raise RequestError(
-                f"The {self.kind} stage takes {self.network.condition_channels} source windows, "
+                f"The {self.kind} stage takes {self.windows} source windows, "
                 f"got {len(source)}; use the plan that it was trained with."
             )
         shape = (int(source.shape[1]), int(source.shape[2]), int(source.shape[3]))
@@ -167,7 +186,7 @@ class SliceBySlice(Stage):
                     )
 
                 _slices_first(drawn, orientation)[indices] = self.draw(
-                    _slices_first(source, orientation)[indices]
+                    self._with_neighbours(_slices_first(source, orientation), indices)
                     .to(device)
                     .contiguous(memory_format=torch.channels_last),
                     first,
@@ -184,6 +203,11 @@ class SliceBySlice(Stage):
             self.execution.within(
                 device, f"the {self.kind} stage", self._batches(size, device), draw_from_here
             )
+
+    def _with_neighbours(self, slices: Tensor, indices: Tensor) -> Tensor:
+        """Some of a source's slices (n, C, H, W), each with its neighbours: (·, slices shown · C, H, W)."""
+        places = [(indices + offset).clamp(0, len(slices) - 1) for offset in self.offsets]
+        return torch.cat([slices[place] for place in places], dim=1)
 
     def _batches(self, size: Sequence[int], device: torch.device) -> list[Portion[int]]:
         """Batch sizes for slices of a size, from the most wanted on: more slices are no faster."""
@@ -217,7 +241,7 @@ class SliceBySlice(Stage):
         """Draw one batch of slices on the network's device.
 
         Args:
-            source: (n, C, H, W).
+            source: (n, C, H, W), with neighbours those of one slice after those of another.
             start: (n, 1, H, W), the first noise.
             step_noise: gives the fresh noise of a step.
             sampler: how to step.
@@ -245,13 +269,14 @@ class SlicesStage(SliceBySlice, DiffusionStage):
     """The 2D model: slices by diffusion, given the source's slices.
 
     Args:
-        network: 2D, one sample channel, one condition channel a source window.
+        network: 2D, one sample channel, one condition channel a source window and slice that is shown.
         noise: the process it was trained for.
         sampler: used unless another is asked for.
         num_inference_steps: used unless others are asked for.
         orientations: of the slices; the volumes drawn in several are averaged.
         batch_size: slices that go through the network together, at most; None: as many as are of use. Fewer
             where memory does not suffice.
+        neighbours: slices on either side whose source is shown beside a slice's own.
 
     Raises:
         RequestError: a setting is not allowed.
@@ -269,8 +294,9 @@ class SlicesStage(SliceBySlice, DiffusionStage):
         num_inference_steps: int,
         orientations: Sequence[Orientation] = ("axial",),
         batch_size: int | None = None,
+        neighbours: int = 0,
     ) -> None:
-        super().__init__(network, orientations=orientations, batch_size=batch_size)
+        super().__init__(network, orientations=orientations, batch_size=batch_size, neighbours=neighbours)
         check_sampling(sampler, num_inference_steps, noise)
         self.noise = noise
         self.sampler = sampler
@@ -304,6 +330,7 @@ class SlicesStage(SliceBySlice, DiffusionStage):
             "sampler": self.sampler,
             "num_inference_steps": self.num_inference_steps,
             "orientations": list(self.orientations),
+            "neighbours": self.neighbours,
         }
         save_network(self.network, self.kind, facts, folder)
 
@@ -324,6 +351,7 @@ class SlicesStage(SliceBySlice, DiffusionStage):
                 sampler=facts["sampler"],
                 num_inference_steps=facts["num_inference_steps"],
                 orientations=tuple(facts["orientations"]),
+                neighbours=facts.get("neighbours", 0),
             )
 
 

@@ -13,7 +13,14 @@ from ct2mri.training.baseline_pix2pix import Pix2pixModule
 from ct2mri.training.latents import train_latents
 from ct2mri.training.loop import check_options, fit
 from ct2mri.training.run import RunFolder
-from ct2mri.training.slices import SliceModule, SlicesModule, slice_data, slice_items, write_best
+from ct2mri.training.slices import (
+    SliceModule,
+    SlicesModule,
+    slice_data,
+    slice_items,
+    source_channels,
+    write_best,
+)
 
 
 def train_baseline(options: TrainBaselineOptions) -> None:
@@ -83,7 +90,7 @@ def _train_on_slices(
     dataset, validation = slice_data(slices)
     fit(
         RunFolder(options.output_dir, "baseline", options, dataset.plan),
-        lambda: make(dataset.plan.channels),
+        lambda: make(source_channels(dataset.plan, slices)),
         slice_items(dataset, slices),
         validation,
         write_best,

@@ -18,7 +18,7 @@ class BridgeModule(SliceModule):
         options: how to train.
         slices: the same, as the slices stage has them.
         settings: the bridge.
-        source_channels: the plan's source windows; the bridge ends in the first.
+        source_channels: channels of the source, as in `SliceModule`; the bridge ends in the first.
     """
 
     def __init__(
@@ -85,4 +85,5 @@ class BridgeModule(SliceModule):
             self.settings,
             num_inference_steps=self.steps,
             orientations=tuple(self.options.draft_orientations),
+            neighbours=self.options.neighbours,
         )

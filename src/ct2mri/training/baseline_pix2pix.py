@@ -26,7 +26,7 @@ class Pix2pixModule(SlicesModule):
     Args:
         options: how to train.
         slices: the same, as the slices stage has them.
-        source_channels: the plan's source windows.
+        source_channels: channels of the source, as in `SliceModule`.
     """
 
     betas = (0.5, 0.999)  # as in the paper, section 3.3

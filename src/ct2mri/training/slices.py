@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase, PreparedDataset
+from ct2mri.data.cases import SLICE_AXIS, Orientation, PreparedCase, PreparedDataset, neighbour_offsets
 from ct2mri.data.datasets import SliceDataset
+from ct2mri.data.plan import Plan
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_steps, noisy_sample, sample
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
@@ -46,7 +47,7 @@ class SliceModule(StageModule):
 
     Args:
         options: how to train.
-        source_channels: the plan's source windows.
+        source_channels: channels of the source: the plan's windows, times the slices shown for one.
     """
 
     model: ScalableUNet
@@ -160,6 +161,7 @@ class SlicesModule(SliceModule):
             sampler=self.options.sampler,
             num_inference_steps=self.options.num_inference_steps,
             orientations=tuple(self.options.draft_orientations),
+            neighbours=self.options.neighbours,
         )
 
 
@@ -189,22 +191,25 @@ class Planes:
     inside: Tensor
 
     @classmethod
-    def of(cls, case: PreparedCase, orientation: Orientation) -> "Planes":
-        """Slices at even distances through the body."""
+    def of(cls, case: PreparedCase, orientation: Orientation, neighbours: int = 0) -> "Planes":
+        """Slices at even distances through the body, and what of the source is shown beside them."""
         axis = SLICE_AXIS[orientation]
         wanted = case.mask & case.valid
         indices = np.flatnonzero(wanted.any(axis=tuple(a for a in range(3) if a != axis)))
         places = np.linspace(0, len(indices) - 1, PLANES + 2)[1:-1]
         chosen = np.unique(indices[np.rint(places).astype(int)])
 
-        def planes(array: NDArray[np.generic]) -> Tensor:
+        def planes(array: NDArray[np.generic], offset: int = 0) -> Tensor:
             """(C, i, j, k) → (n, C, H, W)."""
-            stack = np.moveaxis(array.take(chosen, axis + 1), axis + 1, 0)
+            numbers = np.clip(chosen + offset, 0, array.shape[axis + 1] - 1)
+            stack = np.moveaxis(array.take(numbers, axis + 1), axis + 1, 0)
             return torch.from_numpy(np.ascontiguousarray(stack, dtype=np.float32))
 
         return cls(
             orientation,
-            source=planes(case.source),
+            source=torch.cat(
+                [planes(case.source, offset) for offset in neighbour_offsets(neighbours)], dim=1
+            ),
             target=planes(case.target[None]).clamp(-1, 1),
             weight=planes(case.valid[None]),
             inside=planes(wanted[None]),
@@ -229,7 +234,7 @@ class SlicesValidation:
         self.options = options
         self.names = names
         self.planes = [
-            Planes.of(case, orientation)
+            Planes.of(case, orientation, options.neighbours)
             for case in cases
             for orientation in case.planes()
             if orientation in options.orientations and bool((case.mask & case.valid).any())
@@ -302,7 +307,7 @@ def train_slices(options: TrainSlicesOptions) -> None:
         initial_facts(options.init, "slices", settings)
 
     def make_module() -> SlicesModule:
-        module = SlicesModule(options, plan.channels)
+        module = SlicesModule(options, source_channels(plan, options))
         if options.init is not None:
             load_initial_weights(module.model, options.init, "slices")
         return module
@@ -344,6 +349,10 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
         raise RequestError(
             f"--gradient_weight is at least 0 (no gradients), got {options.gradient_weight}; 0.5 is usual."
         )
+    if options.neighbours < 0:
+        raise RequestError(
+            f"--neighbours is 0 (the slice alone) or more slices on either side, got {options.neighbours}."
+        )
     if not options.orientations:
         raise RequestError("--orientations needs at least one of axial, coronal, sagittal, got none.")
     if unseen := [name for name in options.draft_orientations if name not in options.orientations]:
@@ -367,6 +376,11 @@ def slice_data(options: TrainSlicesOptions) -> tuple[PreparedDataset, SlicesVali
     return dataset, validation
 
 
+def source_channels(plan: Plan, options: TrainSlicesOptions) -> int:
+    """Channels of the source that a network of slices is shown."""
+    return plan.channels * len(neighbour_offsets(options.neighbours))
+
+
 def slice_items(
     dataset: PreparedDataset, options: TrainSlicesOptions, left_out: Sequence[str] = ()
 ) -> SliceDataset:
@@ -384,6 +398,7 @@ def slice_items(
         flips=options.flips,
         seed=options.seed,
         shift=source_shift(options, dataset.plan),
+        neighbours=options.neighbours,
     )
     if len(items) == 0:
         raise RequestError(
