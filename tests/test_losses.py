@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,7 +112,7 @@ def test_gradient_loss_of_any_size(shape):
     assert gradient_loss(target, target).tolist() == [0, 0]
 
 
-def test_gradients_count_at_a_blind_last_timestep_and_where_pixels_are_valid():
+def test_gradients_count_wherever_the_network_answers_with_the_image_and_pixels_are_valid():
     torch.manual_seed(0)
     output, target = torch.randn(2, 1, 12, 10), torch.randn(2, 1, 12, 10)
     timestep = torch.tensor([10, 999])
@@ -120,6 +122,11 @@ def test_gradients_count_at_a_blind_last_timestep_and_where_pixels_are_valid():
     assert found.item() == pytest.approx(plain.item() + 0.5 * gradients / 2, rel=1e-5)
     seen = diffusion_loss(output, target, timestep, PUBLISHED, gradient_weight=0.5)
     assert seen == diffusion_loss(output, target, timestep, PUBLISHED)
+    sample = replace(OURS, prediction_type="sample")
+    more = diffusion_loss(output, target, timestep, sample, gradient_weight=0.5)
+    both = gradient_loss(output, target).mean().item()
+    plain = diffusion_loss(output, target, timestep, sample)
+    assert more.item() == pytest.approx(plain.item() + 0.5 * both, rel=1e-5)
     weight = torch.ones(2, 1, 12, 10)
     weight[..., 7:] = 0
     masked = gradient_loss(output, target, weight)

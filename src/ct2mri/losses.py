@@ -102,8 +102,8 @@ def diffusion_loss(
         loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
             are compared by L1: their best answer is an estimate, and the median is the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
-        gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
-            nothing.
+        gradient_weight: weight of `gradient_loss` beside that wherever the network answers with the image
+            itself: at a last timestep that shows it nothing, and at all where it predicts the sample.
         min_snr_gamma: γ of `min_snr_weight`, by which the other timesteps are weighted; None: not at all.
     """
     weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
@@ -122,5 +122,6 @@ def diffusion_loss(
         items = items * torch.where(blind, 1, min_snr_weight(timestep, settings, min_snr_gamma, items))
     if gradient_weight:
         gradients = gradient_loss(model_output, training_target, weight[:, :1])
-        items = items + gradient_weight * torch.where(blind, gradients, 0)
+        answered = blind | (settings.prediction_type == "sample")
+        items = items + gradient_weight * torch.where(answered, gradients, 0)
     return items.mean()

@@ -107,7 +107,12 @@ def _train_latent_diffusion(options: TrainBaselineOptions) -> None:
     shared = {field.name for field in fields(TrainLatentsOptions)} & {
         field.name for field in fields(TrainBaselineOptions)
     }
-    given = {name: getattr(options, name) for name in shared - {"crop_size", "vqvae"}}
+    given = {name: getattr(options, name) for name in shared - {"crop_size", "vqvae", "hu_shift"}}
+    if options.hu_shift:
+        print(
+            "Note: --hu_shift is not used here: the sources of latent diffusion are encoded once, before it "
+            "trains."
+        )
     train_latents(
         TrainLatentsOptions(
             **given,
