@@ -112,7 +112,7 @@ def test_gradient_loss_of_any_size(shape):
     assert gradient_loss(target, target).tolist() == [0, 0]
 
 
-def test_gradients_count_wherever_the_network_answers_with_the_image_and_pixels_are_valid():
+def test_gradients_count_where_the_network_answers_with_an_estimate_and_pixels_are_valid():
     torch.manual_seed(0)
     output, target = torch.randn(2, 1, 12, 10), torch.randn(2, 1, 12, 10)
     timestep = torch.tensor([10, 999])
@@ -123,9 +123,11 @@ def test_gradients_count_wherever_the_network_answers_with_the_image_and_pixels_
     seen = diffusion_loss(output, target, timestep, PUBLISHED, gradient_weight=0.5)
     assert seen == diffusion_loss(output, target, timestep, PUBLISHED)
     sample = replace(OURS, prediction_type="sample")
-    more = diffusion_loss(output, target, timestep, sample, gradient_weight=0.5)
+    more = diffusion_loss(output, target, timestep, sample, gradient_weight=0.5, from_estimate=True)
     both = gradient_loss(output, target).mean().item()
     plain = diffusion_loss(output, target, timestep, sample)
+    once = diffusion_loss(output, target, timestep, sample, gradient_weight=0.5)
+    assert once.item() == pytest.approx(plain.item() + 0.5 * gradients / 2, rel=1e-5)
     assert more.item() == pytest.approx(plain.item() + 0.5 * both, rel=1e-5)
     weight = torch.ones(2, 1, 12, 10)
     weight[..., 7:] = 0

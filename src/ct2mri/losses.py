@@ -91,6 +91,7 @@ def diffusion_loss(
     weight: Tensor | None = None,
     gradient_weight: float = 0.0,
     min_snr_gamma: float | None = None,
+    from_estimate: bool = False,
 ) -> Tensor:
     """The training loss, a scalar.
 
@@ -102,9 +103,11 @@ def diffusion_loss(
         loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
             are compared by L1: their best answer is an estimate, and the median is the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
-        gradient_weight: weight of `gradient_loss` beside that wherever the network answers with the image
-            itself: at a last timestep that shows it nothing, and at all where it predicts the sample.
+        gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
+            nothing.
         min_snr_gamma: γ of `min_snr_weight`, by which the other timesteps are weighted; None: not at all.
+        from_estimate: whether the other timesteps begin at the network's own estimate. Then a network that
+            predicts the sample corrects an image there, and gradients count as they do at the last one.
     """
     weight = torch.ones_like(training_target) if weight is None else weight.expand_as(training_target)
     axes = tuple(range(1, training_target.ndim))
@@ -122,6 +125,6 @@ def diffusion_loss(
         items = items * torch.where(blind, 1, min_snr_weight(timestep, settings, min_snr_gamma, items))
     if gradient_weight:
         gradients = gradient_loss(model_output, training_target, weight[:, :1])
-        answered = blind | (settings.prediction_type == "sample")
-        items = items + gradient_weight * torch.where(answered, gradients, 0)
+        images = blind | (from_estimate and settings.prediction_type == "sample")
+        items = items + gradient_weight * torch.where(images, gradients, 0)
     return items.mean()

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -372,17 +373,34 @@ def test_the_network_is_shown_smaller_crops_before_the_last_timestep(
     SlicesStage.load_stage(tmp_path / "run" / "best")
 
 
-@pytest.mark.parametrize("change", [{"gradient_weight": 2.0}, {"min_snr_gamma": 5.0}])
-def test_weights_of_the_loss_reach_it(tiny: Tiny, tmp_path: Path, change: dict[str, float]) -> None:
-    options = tiny.slices(tmp_path, last_timestep_share=0.5)
+FROM_ESTIMATE = {
+    "last_timestep_share": 0.0,
+    "prediction_type": "sample",
+    "restart_timestep": 40,
+    "restart_from_estimate": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [
+        ({"last_timestep_share": 0.5}, {"gradient_weight": 2.0}),
+        ({"last_timestep_share": 0.5}, {"min_snr_gamma": 5.0}),
+        (FROM_ESTIMATE, {"gradient_weight": 2.0}),
+    ],
+)
+def test_weights_of_the_loss_reach_it(
+    tiny: Tiny, tmp_path: Path, given: dict[str, Any], change: dict[str, float]
+) -> None:
+    options = tiny.slices(tmp_path, **given)
     dataset, _ = slice_data(options)
     items = slice_items(dataset, options)
     (requests,) = islice(BatchStream(items.sizes, batch_size=8, seed=0), 1)
     batch = default_collate([items[request] for request in requests])
     losses = []
-    for given in (options, replace(options, **change)):  # type: ignore[arg-type]
+    for weighted in (options, replace(options, **change)):  # type: ignore[arg-type]
         torch.manual_seed(0)
-        losses.append(SlicesModule(given, dataset.plan.channels).loss(batch).item())
+        losses.append(SlicesModule(weighted, dataset.plan.channels).loss(batch).item())
     assert abs(losses[1] - losses[0]) > 0.01
 
 

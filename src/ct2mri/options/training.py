@@ -154,8 +154,8 @@ class TrainSlicesOptions(TrainOptions, SourceOptions, UNetOptions, NoiseOptions)
         0,
     )
     gradient_weight: float = argument(
-        "weight of the gradients' error beside the values' where the network answers with the image (at the "
-        "last timestep where it is shown zeros, and at all with prediction_type sample): sharper edges",
+        "weight of the gradients' error beside the values' at the last timestep where it is shown zeros "
+        "(with restart_from_estimate and prediction_type sample at all): sharper edges in the estimates",
         0.5,
     )
     folds: int = argument(

@@ -108,6 +108,7 @@ class SlicesModule(SliceModule):
             weight=batch["weight"],
             min_snr_gamma=options.min_snr_gamma,
             gradient_weight=options.gradient_weight,
+            from_estimate=options.restart_from_estimate,
         )
 
     def draw(self, source: Tensor, noise: SeededNoise) -> Tensor:
@@ -150,6 +151,7 @@ class SlicesModule(SliceModule):
                 weight=planes.weight.to(device),
                 min_snr_gamma=self.options.min_snr_gamma,
                 gradient_weight=self.options.gradient_weight,
+                from_estimate=self.options.restart_from_estimate,
             )
         )
 
