@@ -239,10 +239,12 @@ def options_of(stage: str, arguments: argparse.Namespace, root: Path) -> Any:
     }
     if stage != "vqvae":
         changed["crop_size"] = None  # ours would vary the size of crops
+    # The same work in both loops: one pass of the same network over the same voxels. What a recipe does
+    # besides costs time by choice.
     if stage == "slices":
-        changed["folds"] = 0
+        changed |= {"folds": 0, "neighbours": 0, "hu_shift": 0.0, "restart_from_estimate": False}
     if stage == "latents":
-        changed["condition"] = ["draft"]
+        changed |= {"condition": ["draft"], "hu_shift": 0.0, "image_weight": 0.0, "latent_target": "latents"}
     return replace(options, **changed)
 
 
