@@ -67,7 +67,8 @@ def main() -> None:
     other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     head = prepare_source(draw_phantom("head", 1_000_000, 4.0).ct, pipeline.plan).array
-    middle = torch.from_numpy(head[..., head.shape[3] // 2 - 8 : head.shape[3] // 2 + 8]).movedim(3, 0)
+    stack = torch.from_numpy(head).movedim(3, 0)
+    middle = slices.with_neighbours(stack, torch.arange(len(stack) // 2 - 8, len(stack) // 2 + 8))
     z = torch.randn(1, refiner.sample_channels, 24, 24, 24)
     shown = torch.randn(1, refiner.condition_channels, 24, 24, 24)
     image = torch.from_numpy(head[None, :1, 32:96, 32:96, 32:96])

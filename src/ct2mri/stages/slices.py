@@ -186,7 +186,7 @@ class SliceBySlice(Stage):
                     )
 
                 _slices_first(drawn, orientation)[indices] = self.draw(
-                    self._with_neighbours(_slices_first(source, orientation), indices)
+                    self.with_neighbours(_slices_first(source, orientation), indices)
                     .to(device)
                     .contiguous(memory_format=torch.channels_last),
                     first,
@@ -204,7 +204,7 @@ class SliceBySlice(Stage):
                 device, f"the {self.kind} stage", self._batches(size, device), draw_from_here
             )
 
-    def _with_neighbours(self, slices: Tensor, indices: Tensor) -> Tensor:
+    def with_neighbours(self, slices: Tensor, indices: Tensor) -> Tensor:
         """Some of a source's slices (n, C, H, W), each with its neighbours: (·, slices shown · C, H, W)."""
         places = [(indices + offset).clamp(0, len(slices) - 1) for offset in self.offsets]
         return torch.cat([slices[place] for place in places], dim=1)
