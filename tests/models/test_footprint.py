@@ -83,7 +83,7 @@ from ct2mri.models.footprint import network_bytes
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 
 network = TranslationPipeline.from_pretrained(starter_folder(), "cpu").stages[0].network.eval()
-edge = 512
+edge, shown = 512, network.condition_channels
 
 def peak():
     # Not ru_maxrss, which begins with what the parent process held.
@@ -91,11 +91,11 @@ def peak():
     return int(status["VmHWM"].split()[0]) * 1024
 
 with torch.inference_mode():
-    network(torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.zeros(1, 2, 32, 32))
-    sample, condition = torch.zeros(1, 1, edge, edge), torch.zeros(1, 2, edge, edge)
+    network(torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.zeros(1, shown, 32, 32))
+    sample, condition = torch.zeros(1, 1, edge, edge), torch.zeros(1, shown, edge, edge)
     before = peak()
     network(sample, torch.zeros(1), condition)
-print(peak() - before, edge**2 * network_bytes(network, 1, 2, 2))
+print(peak() - before, edge**2 * network_bytes(network, 1, shown, 2))
 """
     taken, said = zip(*(map(int, _printed_by(program).split()) for _ in range(3)), strict=True)
     # The least of three: what the allocator and the system add differs from run to run, by up to the half.
