@@ -183,6 +183,45 @@ def test_the_decoded_loss_is_the_error_of_what_the_stage_would_give(
     assert len(touched) > 5
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_decoded_loss_and_a_shift_of_hu_reach_the_training(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    batches = list[dict[str, torch.Tensor]]()
+    plain = LatentsModule.loss
+
+    def watched(module: LatentsModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if not module.training:
+            return plain(module, batch)
+        batches.append(batch)
+        outputs = list[torch.Tensor]()
+        with module.model.register_forward_hook(lambda _, __, output: outputs.append(output)):
+            loss = plain(module, batch)
+        decoded, module.decoded = module.decoded, None
+        alone = plain(module, batch)
+        module.decoded = decoded
+        if decoded is None:
+            return loss
+        assert module.change_std is not None
+        scale = torch.tensor(module.change_std)[:, None, None, None]
+        refined = batch["condition"] + scale * outputs[0]
+        image = decoded(refined, batch["condition"], batch, int(batch["key"][0, 0])).mean()
+        torch.testing.assert_close(loss, alone + share * 5.0 * image)
+        assert image > 0
+        return loss
+
+    monkeypatch.setattr(LatentsModule, "loss", watched)
+    given = {"condition": ["draft", "windows"], "prediction_type": "sample", "last_timestep_share": share}
+    given |= {"max_steps": 1, "validate_every": 1}
+    image = {"image_weight": 5.0, "image_crop_size": 8, "latent_target": "change"}
+    train_latents(tiny.latents(tmp_path / "shifted", vqvae_run, hu_shift=30.0, **image, **given))
+    train_latents(tiny.latents(tmp_path / "plain", vqvae_run, **given))
+    shifted, unshifted = batches
+    assert torch.equal(shifted["condition"], unshifted["condition"])
+    moved = (shifted["windows"] - unshifted["windows"])[:, 0].abs().amax(dim=(1, 2, 3)) * 4024 / 2
+    assert (moved > 0).all() and (moved < 30.01).all()
+
+
 def test_latents_of_half_the_size(tiny: Tiny, tmp_path: Path) -> None:
     train_vqvae(tiny.vqvae(tmp_path / "vqvae", hidden_channels=[8], crop_size=[6, 6, 6]))
     given = {"crop_size": [6, 10, 6], "max_steps": 2, "validate_every": 2}

@@ -146,7 +146,9 @@ def source_shift(options: SourceOptions, plan: Plan) -> SourceShift | None:
     """
     largest = options.hu_shift
     if not 0 <= largest < math.inf:
-        raise RequestError(f"--hu_shift is 0 (none) or more HU, got {largest}; 30 is a scanner's tolerance.")
+        raise RequestError(
+            f"--hu_shift is 0 (none) or more HU, got {largest}; 25 is what the demo preset takes."
+        )
     if largest and plan.source_units != "HU":
         raise RequestError(
             f"--hu_shift {largest:g} moves values in HU, and the source of this data set is "
