@@ -13,7 +13,10 @@ import torch
 
 from ct2mri.errors import RequestError
 from ct2mri.memory import cgroup_free, format_size, free_memory, is_out_of_memory, parse_size, resident_memory
+from ct2mri.room import _host_room
+from ct2mri.stages import Execution
 
+CPU = torch.device("cpu")
 MIB = 2**20
 
 
@@ -132,6 +135,16 @@ linux = pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="the syste
 def test_a_limit_of_the_process_counts_as_what_is_free():
     free = int(limited("leave(300)\nprint(free_memory(CPU))"))
     assert 250 * MIB < free <= 300 * MIB
+
+
+def test_processes_share_a_card_and_the_main_memory(monkeypatch):
+    monkeypatch.setattr("ct2mri.stages.execution.free_memory", lambda _: 24 * MIB)
+    monkeypatch.setattr("ct2mri.room.free_memory", lambda _: 24 * MIB)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    three = Execution(sharers=3)  # one of the two cards is given to two of them
+    assert three.room(CPU) == 8 * MIB
+    assert three.room(torch.device("cuda", 0)) == 12 * MIB
+    assert _host_room(three, torch.device("cuda", 0)) == 8 * MIB
 
 
 @linux

@@ -14,6 +14,7 @@ from ct2mri.data.io import save_volume
 from ct2mri.data.plan import Split
 from ct2mri.data.volume import Grid
 from ct2mri.errors import RequestError
+from ct2mri.files import write_json
 from ct2mri.models.lookup import LookupTable
 from ct2mri.options.evaluation import StabilityOptions
 from ct2mri.pipeline import TranslationPipeline
@@ -117,7 +118,8 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(cts, tmp_path, capsy
     folder = tmp_path / "cts"
     save_volume(ct(seed=1), folder / "a.nii.gz")
     first = run(tmp_path / "model", folder, tmp_path / "out")
-    save_volume(ct(seed=9), folder / "a.nii.gz")  # were it measured again, its numbers would be others
+    first["cases"][0]["voxels"] = 123456  # were it measured again, this would be another number
+    write_json(tmp_path / "out" / "stability.json", first)
     save_volume(ct(seed=2), folder / "b.nii.gz")
     both = run(tmp_path / "model", folder, tmp_path / "out")
     assert both["cases"][0] == first["cases"][0] and len(both["cases"]) == 2
@@ -126,6 +128,9 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(cts, tmp_path, capsy
     assert "was made with another seed" in capsys.readouterr().err
     assert main([*words, "--precision", "bf16"]) == 2
     assert "was made with another precision" in capsys.readouterr().err
+    save_volume(ct(seed=9), folder / "a.nii.gz")
+    assert main(words) == 2
+    assert "what was measured of another a than" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "stability.json").read_text()) == both
 
 

@@ -52,6 +52,6 @@ def room_for(source: Volume, plan: Plan, execution: Execution, device: torch.dev
 
 
 def _host_room(execution: Execution, device: torch.device) -> int:
-    """Bytes of main memory that may still be taken; where networks compute elsewhere, all that are free."""
+    """Bytes of main memory that may be taken; where networks compute elsewhere, of all that are free."""
     host = torch.device("cpu")
-    return execution.room(host) if device == host else free_memory(host)
+    return execution.room(host) if device == host else free_memory(host) // execution.sharers

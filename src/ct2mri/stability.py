@@ -5,6 +5,7 @@ FOLDER/stability.csv    a line a CT and change
 """
 
 import csv
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def stability(options: StabilityOptions) -> None:
 
     Raises:
         RequestError: there is no CT, none of the data set's split, a setting is not allowed, the report was
-            made with other settings, or the model's card cannot be written.
+            made with other settings or of other CTs, or the model's card cannot be written.
     """
     if options.card and (options.model is None or not (Path(options.model) / FACTS).is_file()):
         raise RequestError(
@@ -73,11 +74,17 @@ def stability(options: StabilityOptions) -> None:
     total = len(changes) + 1
     with tqdm(total=len(sources) * total, unit="translation", leave=False) as bar:
         for case_id, path in sources.items():
+            source = load_volume(path)
             if case_id not in done:
                 bar.set_description(case_id)
-                done[case_id] = _case(pipeline, options, load_volume(path), changes, bar)
-            else:
+                done[case_id] = _case(pipeline, options, source, changes, bar)
+            elif done[case_id].get("source") == _identity(source):
                 bar.update(total)
+            else:
+                raise RequestError(
+                    f"{options.output / REPORT} holds what was measured of another {case_id} than {path}; "
+                    "give another output folder."
+                )
             report = _report(pipeline, request, changes, done, patient_of)
             write_json(options.output / REPORT, report)
     _write_csv(options.output / "stability.csv", report)
@@ -142,6 +149,13 @@ def _done(path: Path, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {case["case_id"]: case for case in before["cases"]}
 
 
+def _identity(source: Volume) -> str:
+    """A hash of a source's voxels and of where they lie."""
+    digest = hashlib.sha256(np.ascontiguousarray(source.array).tobytes())
+    digest.update(np.ascontiguousarray(source.affine, np.float64).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _case(
     pipeline: TranslationPipeline,
     options: StabilityOptions,
@@ -190,6 +204,7 @@ def _case(
         source_change = None if change.name == SEED or not difference.size else float(difference.mean())
         values[change.name], notes[change.name] = measure_change(results, after, seen, source_change)
     return {
+        "source": _identity(source),
         "spacing": list(source.spacing),
         "voxels": int(body.sum()),
         "values": values,

@@ -290,6 +290,17 @@ def test_stability_is_in_the_appendix_beside_the_error(folders, tmp_path):
     assert "Appendix" not in plain
 
 
+def test_a_stability_of_others_is_refused_before_anything_is_measured(folders, tmp_path, monkeypatch):
+    root, _ = folders
+    content = {"format_version": 2, "in_hu": False, "cases": [{"case_id": "another"}]}
+    write_json(tmp_path / "stability.json", content)
+    monkeypatch.setattr("ct2mri.evaluation.evaluate.measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(RequestError, match=r"No case is both in the stability \(another\)"):
+        evaluation_of(
+            EvaluateOptions(predictions=root / "predicted", targets=root / "mr", stability=tmp_path)
+        )
+
+
 def test_spreads_that_lack_a_case_are_refused(folders, tmp_path):
     root, _ = folders
     shutil.copy(root / "spread" / "a.nii.gz", tmp_path / "a.nii.gz")

@@ -10,6 +10,7 @@ from ct2mri.evaluation.stability import (
     interior,
     measure_change,
     read_stability,
+    require_same_cases,
     shares_of_error,
     verdict,
 )
@@ -129,10 +130,11 @@ def test_changes_are_told_in_shares_of_the_error():
     assert shares_of_error(found(in_hu=True), [in_hu], True)["seed"]["a"] == pytest.approx(0.25)
     for mae in (None, 0.0):
         assert shares_of_error(found(), [{**case, "values": {"mae": mae}}], False)["seed"]["a"] is None
+    require_same_cases(found(), ["a", "b"], False)
     with pytest.raises(RequestError, match="HU and the predictions are not"):
-        shares_of_error(found(), [case], True)
+        require_same_cases(found(), ["a"], True)
     with pytest.raises(RequestError, match="No case is both"):
-        shares_of_error(found(), [{**case, "case_id": "b"}], False)
+        require_same_cases(found(), ["b"], False)
 
 
 def test_what_is_no_stability_report_is_refused(tmp_path):

@@ -16,7 +16,8 @@ from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, rest
 from ct2mri.errors import RequestError
 from ct2mri.losses import gradient_loss
 from ct2mri.models.layers import space_to_depth
-from ct2mri.stages import LatentsStage, load_vqvae
+from ct2mri.stage_files import file_hash
+from ct2mri.stages import Execution, LatentsStage, load_vqvae
 from ct2mri.training.decoded import DecodedLoss
 from ct2mri.training.encoding import Latents
 from ct2mri.training.fit import train_latents, train_vqvae
@@ -310,6 +311,33 @@ def test_latents_are_encoded_once(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -
     assert again.root == first.root and path.stat().st_mtime_ns == written
     redrawn, _ = encode(tiny, vqvae_run, tmp_path, draft={"seed": 1})
     assert redrawn.root != first.root
+
+
+def test_a_folder_keeps_the_vqvae_that_it_was_trained_with(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_vqvae(tiny.vqvae(tmp_path / "other", seed=1, max_steps=1))
+    run = tmp_path / "run"
+    train_latents(tiny.latents(run, vqvae_run, max_steps=1))
+    before = file_hash(run / "vqvae" / "model.safetensors")
+    for steps in (1, 2):
+        with pytest.raises(RequestError, match="was trained in the latent space of another VQ-VAE than that"):
+            train_latents(tiny.latents(run, tmp_path / "other", max_steps=steps))
+    train_latents(tiny.latents(run, vqvae_run, max_steps=1))
+    assert "is trained already" in capsys.readouterr().out
+    # A model, or whatever else, is refused before anything is written.
+    (run / "run.json").unlink()
+    with pytest.raises(RequestError, match="is no run of `ct2mri train`"):
+        train_latents(tiny.latents(run, tmp_path / "other"))
+    assert file_hash(run / "vqvae" / "model.safetensors") == before
+
+
+def test_encoding_keeps_to_the_memory_that_there_is(
+    tiny: Tiny, vqvae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Execution, "room", lambda *_: 0)
+    with pytest.raises(RequestError, match="Memory does not suffice for encoding with the VQ-VAE"):
+        encode(tiny, vqvae_run, tmp_path)
 
 
 def test_without_drafts(tiny: Tiny, vqvae_run: Path, tmp_path: Path) -> None:

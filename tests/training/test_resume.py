@@ -19,7 +19,8 @@ from ct2mri.data.datasets import SliceDataset
 from ct2mri.errors import RequestError, TrainingDivergedError
 from ct2mri.training.fit import train_baseline, train_latents, train_slices, train_vqvae
 from ct2mri.training.module import StageModule
-from ct2mri.training.supervisor import Supervisor
+from ct2mri.training.slices import SliceModule, SlicesValidation
+from ct2mri.training.supervisor import Supervisor, Validation
 
 TRAIN = """
 import json, sys
@@ -162,6 +163,65 @@ def test_a_finished_run_can_be_made_longer(
     assert "is trained already: 6 of 6 steps" in capsys.readouterr().out
     train_slices(tiny.slices(tmp_path / "short", max_steps=9, decay="constant"))
     assert same(tmp_path / "long", tmp_path / "short")
+
+
+def test_memory_that_runs_out_in_the_last_validation_costs_that_alone(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_slices(tiny.slices(tmp_path / "whole"))
+    original = SlicesValidation.__call__
+    validated = []
+
+    def runs_out_at_the_end(self: SlicesValidation, module: SliceModule) -> Validation:
+        validated.append(module)
+        if len(validated) == 2:
+            raise MemoryError
+        return original(self, module)
+
+    run = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(SlicesValidation, "__call__", runs_out_at_the_end)
+        with pytest.raises(RequestError, match="ran out in the validation at step 6"):
+            train_slices(tiny.slices(run))
+    assert not json.loads((run / "run.json").read_text())["finished"]
+    train_slices(tiny.slices(run))
+    assert json.loads((run / "run.json").read_text())["finished"]
+    assert same(tmp_path / "whole", run)
+
+
+def test_a_finished_run_without_its_checkpoint_is_kept(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The state is the largest file, and the first that is deleted where the disk is full."""
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run))
+    (run / "last.ckpt").unlink()
+    weights = (run / "best" / "model.safetensors").read_bytes()
+    train_slices(tiny.slices(run))
+    assert "is trained already: 6 of 6 steps" in capsys.readouterr().out
+    with pytest.raises(RequestError, match=r"was finished after 6 steps, and .*last\.ckpt"):
+        train_slices(tiny.slices(run, max_steps=9))
+    for kind in ("regression", "mean"):
+        with pytest.raises(RequestError, match="holds a run of `train slices`"):
+            train_baseline(tiny.baseline(run, kind))
+    assert (run / "best" / "model.safetensors").read_bytes() == weights
+
+
+def test_an_unfinished_run_is_not_taken_for_the_place_of_another(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run, max_steps=3))
+    (run / "best").rename(tmp_path / "away")
+    with pytest.raises(RequestError, match="holds a run of `train slices`"):
+        train_baseline(tiny.baseline(run, "mean"))
+    assert (run / "last.ckpt").is_file()
+
+
+def test_a_run_anew_leaves_no_fold_of_the_one_before(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_slices(tiny.slices(run, folds=2, max_steps=3))
+    assert (run / "folds.json").is_file() and (run / "fold-1").is_dir()
+    train_slices(tiny.slices(run, folds=0, max_steps=3, resume="never"))
+    assert not (run / "folds.json").exists() and not list(run.glob("fold-*"))
 
 
 def test_workers_change_nothing(tiny: Tiny, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ct2mri.evaluation.matching import Matches, counterparts
 from ct2mri.evaluation.measure import FLOOR, Labels, measure
 from ct2mri.evaluation.pairing import Pair, labels_of, pairs_of_dataset, pairs_of_files, spread_of
 from ct2mri.evaluation.report import write_page
-from ct2mri.evaluation.stability import read_stability
+from ct2mri.evaluation.stability import read_stability, require_same_cases
 from ct2mri.evaluation.stability_report import add_stability
 from ct2mri.evaluation.tables import format_report
 from ct2mri.evaluation.uncertainty import calibrate
@@ -96,6 +96,8 @@ def evaluation_of(options: EvaluateOptions) -> dict[str, Any]:
                 patient_id, centre = people[pair.case_id]
                 pair = replace(pair, patient_id=patient_id, centre=centre)
             in_hu = pair.in_hu
+            if stability is not None:
+                require_same_cases(stability, matches.case_ids, in_hu)
             cases.append(_measured_case(pair, beside, options))
     names = list(dict.fromkeys(name for case in cases for name in case["values"]))
     centres = sorted({case["centre"] for case in cases if case["centre"] is not None})

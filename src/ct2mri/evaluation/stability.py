@@ -180,15 +180,13 @@ def read_stability(folder: Path) -> dict[str, Any]:
     return report
 
 
-def shares_of_error(
-    stability: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], in_hu: bool
-) -> dict[str, dict[str, float | None]]:
-    """Change → case → mean |change| over the mean |error| of that case's prediction; cases that both have.
+def require_same_cases(stability: Mapping[str, Any], case_ids: Iterable[str], in_hu: bool) -> None:
+    """Refuse a stability that is not of the predictions that are evaluated.
 
     Args:
         stability: what `ct2mri stability` wrote.
-        cases: of an evaluation of the same model.
-        in_hu: whether that evaluation is in HU.
+        case_ids: of the predictions.
+        in_hu: whether they are in HU.
 
     Raises:
         RequestError: one is in HU and the other is not, or no case is in both.
@@ -198,13 +196,26 @@ def shares_of_error(
             "The stability is of results in HU and the predictions are not, or the other way round; "
             "give the stability of the model that made them."
         )
+    measured = [case["case_id"] for case in stability["cases"]]
+    if not set(measured) & set(case_ids):
+        raise RequestError(
+            f"No case is both in the stability ({_some(measured)}) and among the predictions "
+            f"({_some(case_ids)}); measure the stability with the same CTs."
+        )
+
+
+def shares_of_error(
+    stability: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], in_hu: bool
+) -> dict[str, dict[str, float | None]]:
+    """Change → case → mean |change| over the mean |error| of that case's prediction; cases that both have.
+
+    Args:
+        stability: what `ct2mri stability` wrote.
+        cases: of an evaluation of the same model.
+        in_hu: whether that evaluation is in HU.
+    """
     errors = {case["case_id"]: case for case in cases}
     shared = [case for case in stability["cases"] if case["case_id"] in errors]
-    if not shared:
-        raise RequestError(
-            f"No case is both in the stability ({_some(case['case_id'] for case in stability['cases'])}) and "
-            f"among the predictions ({_some(errors)}); measure the stability with the same CTs."
-        )
     shares: dict[str, dict[str, float | None]] = {name: {} for name in stability["changes"]}
     for case in shared:
         of = errors[case["case_id"]]

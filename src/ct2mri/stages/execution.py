@@ -1,5 +1,6 @@
 """How stages compute: within how much memory, in which precision, and what happens where memory runs out."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -46,8 +47,8 @@ class Execution:
     Attributes:
         max_memory: bytes that may be taken on the device that computes; None: what is free.
         precision: `32`, `bf16`, or `auto`: bf16 on CUDA devices that have it, else 32.
-        sharers: processes like this one that share the machine's main memory; each takes its part of what is
-            free.
+        sharers: processes like this one that share the machine's main memory and its cards; each takes its
+            part of what is free.
         remarks: what the user should know of the result, a sentence each.
     """
 
@@ -76,9 +77,8 @@ class Execution:
 
     def room(self, device: torch.device) -> int:
         """Bytes that may still be taken on a device."""
-        free = free_memory(device)
-        if device.type == "cpu":
-            free //= self.sharers
+        cards = torch.cuda.device_count() if device.type == "cuda" else 1
+        free = free_memory(device) // math.ceil(self.sharers / cards)
         if self.max_memory is None:
             return free
         return min(free, self.max_memory - used_memory(device))
@@ -86,7 +86,9 @@ class Execution:
     def computes_in(self, device: torch.device) -> torch.dtype:
         """The type that convolutions and attention compute in on a device."""
         half = self.precision == "bf16" or (
-            self.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+            self.precision == "auto"
+            and device.type == "cuda"
+            and torch.cuda.is_bf16_supported(including_emulation=False)
         )
         return torch.bfloat16 if half else torch.float32
 

@@ -120,5 +120,6 @@ def _train_latent_diffusion(options: TrainBaselineOptions) -> None:
             crop_size=options.volume_crop_size,
             condition=["source"],
             decoding="plain",
-        )
+        ),
+        crop_option="--volume_crop_size",
     )

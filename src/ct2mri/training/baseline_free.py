@@ -119,6 +119,8 @@ def train_free(options: TrainBaselineOptions) -> None:
     """
     if place().rank > 0:
         return
+    if options.hu_shift:
+        print(f"Note: --hu_shift is not used here: {options.kind} is made of the CTs as they are.")
     dataset = PreparedDataset(options.data)
     plan = dataset.plan
     training = [dataset.case(case_id) for case_id in dataset.case_ids("train")]

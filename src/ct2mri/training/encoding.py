@@ -20,6 +20,8 @@ from ct2mri.models import VQVAE
 from ct2mri.models.layers import space_to_depth
 from ct2mri.processes import join, place
 from ct2mri.stage_files import weights_hash
+from ct2mri.stages import Execution
+from ct2mri.stages.coding import encode
 
 SMALLEST_STD = 1e-3
 """A latent channel that varies less is not blown up further."""
@@ -62,6 +64,7 @@ class Latents:
         change: bool = False,
     ) -> None:
         self.vqvae = vqvae
+        self.execution = Execution(sharers=place().local_world_size)
         self.encoded = [part for part in condition if part != "windows"]
         self.windows = "windows" in condition
         made_of = [[case.case_id, case.spatial_shape, case.inputs] for case in (*training, *validating)]
@@ -118,12 +121,10 @@ class Latents:
                         _pooled(voxels[::-1] if mirrored else voxels, self.vqvae.factor),
                     )
 
-    @torch.no_grad()
     def _encoded(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """(i, j, k) → latents (channels, *latent)."""
-        device = next(self.vqvae.parameters()).device
-        batch = torch.from_numpy(np.array(image, dtype=np.float32).clip(-1, 1))[None, None].to(device)
-        latents: NDArray[np.float32] = self.vqvae.encode(batch)[0].cpu().numpy()
+        volume = torch.from_numpy(np.array(image, dtype=np.float32).clip(-1, 1))[None]
+        latents: NDArray[np.float32] = encode(self.vqvae, volume, self.execution).cpu().numpy()
         return latents
 
     def _statistics(self, cases: Sequence[PreparedCase]) -> tuple[list[float], list[float]]:

@@ -76,8 +76,12 @@ def _check_condition_suits(options: TrainLatentsOptions, decoding: Decoding) -> 
         )
 
 
-def train_latents(options: TrainLatentsOptions) -> None:
+def train_latents(options: TrainLatentsOptions, crop_option: str = "--crop_size") -> None:
     """Train on the drafts and targets of a prepared data set, encoded once into RUN/latents.
+
+    Args:
+        options: how to train.
+        crop_option: what the user gives the size of crops by.
 
     Raises:
         RequestError: the options contradict one another, the machine, the data set or the run folder.
@@ -110,11 +114,19 @@ def train_latents(options: TrainLatentsOptions) -> None:
             "are better than those of new patients will be, and the refiner learns to trust them too much."
         )
     device = training_device(options.device)
+    folder = RunFolder(options.output_dir, "latents", options, plan)
+    done = folder.steps_done()  # before anything is written into a folder that may be another's
     vqvae = load_vqvae(_vqvae_folder(options.vqvae), device).requires_grad_(False)
+    own = options.output_dir / "vqvae"
+    if done > 0 and weights_hash(load_vqvae(own, device)) != weights_hash(vqvae):
+        raise RequestError(
+            f"{options.output_dir} was trained in the latent space of another VQ-VAE than that of "
+            f"{options.vqvae}; give the same again, train into another folder, or anew with --resume never."
+        )
     crop, factor = options.crop_size, vqvae.factor
     if crop is not None and (len(crop) != 3 or any(edge < factor or edge % factor for edge in crop)):
         raise RequestError(
-            f"--crop_size is three multiples of {factor}, got {crop}; a latent stands for "
+            f"{crop_option} is three multiples of {factor}, got {crop}; a latent stands for "
             f"{factor} × {factor} × {factor} voxels."
         )
     if options.image_weight > 0 and (options.image_crop_size < factor or options.image_crop_size % factor):
@@ -190,12 +202,13 @@ def train_latents(options: TrainLatentsOptions) -> None:
             load_initial_weights(module.model, options.init, "latents")
         return module
 
-    if place().rank == 0:
-        save_vqvae(vqvae, options.output_dir / "vqvae")
+    if place().rank == 0 and done == 0:
+        save_vqvae(vqvae, own)
     fit(
-        RunFolder(options.output_dir, "latents", options, plan),
+        folder,
         make_module,
         items,
         validation,
-        lambda module, folder: stage_of(module, validation.residual_gain).save_stage(folder),
+        lambda module, best: stage_of(module, validation.residual_gain).save_stage(best),
+        crop_option=crop_option,
     )

@@ -126,6 +126,7 @@ def fit(
     write_best: Callable[[Any, Path], None],
     *,
     codebook: bool = False,
+    crop_option: str = "--crop_size",
 ) -> None:
     """Train one network into one run folder, from its last checkpoint where there is one.
 
@@ -140,6 +141,7 @@ def fit(
         write_best: see `Supervisor`.
         codebook: whether the network learns a codebook: that agrees neither with averaged weights nor with
             batches in parts.
+        crop_option: what the user gives the size of crops by.
 
     Raises:
         RequestError: the options contradict the machine or the run folder, or memory does not suffice.
@@ -181,10 +183,10 @@ def fit(
             return
         free_all(device)
         size = trial.batch_size(below=size)
-    raise _too_large(folder, trial, size)
+    raise _too_large(folder, trial, size, crop_option)
 
 
-def _too_large(folder: RunFolder, trial: Trial, size: int | None) -> RequestError:
+def _too_large(folder: RunFolder, trial: Trial, size: int | None, crop_option: str) -> RequestError:
     """Says what would fit into memory: batches of `size`, or else crops of which size."""
     options = folder.options
     free = f"into the {format_size(free_memory(trial.device))} that are free on {trial.device.type}"
@@ -193,7 +195,7 @@ def _too_large(folder: RunFolder, trial: Trial, size: int | None) -> RequestErro
         advice = f"--batch_size {size} --accumulate {accumulate} would fit {free}"
     elif (edge := trial.crop_edge()) is not None:
         crop = " ".join([str(edge)] * (1 if len(trial.items.sizes[0]) == 2 else 3))
-        advice = f"one item does not fit {free}, --batch_size 1 --crop_size {crop} would"
+        advice = f"one item does not fit {free}, --batch_size 1 {crop_option} {crop} would"
     else:
         advice = f"not even a small crop fits {free}; free memory, or train a smaller network"
     if not options.gradient_checkpointing:
@@ -227,7 +229,8 @@ def _train(
             "from batch to batch; leave out --crop_size."
         )
     first_step = folder.steps_done()
-    if first_step >= options.max_steps:
+    # One that ran out of memory, or was killed, at its end has all its steps, and must still be validated.
+    if first_step >= options.max_steps and folder.is_finished():
         if rank == 0:
             print(f"{folder.path} is trained already: {first_step} of {options.max_steps} steps.")
         return

@@ -26,8 +26,9 @@ from ct2mri.options.training import TrainOptions
 CHECKPOINT = "last.ckpt"
 
 # What a new run removes of an older one: nothing else may bear these names in its folder.
-_FILES = (CHECKPOINT, "train.csv", "validation.csv")
+_FILES = (CHECKPOINT, "train.csv", "validation.csv", "folds.json")
 _FOLDERS = ("best", "tensorboard", "pictures")
+_FOLDS = "fold-*"  # runs of their own, beside the main one
 _OF_DATA_SETS_AND_MODELS = ("cases", "pipeline.json")
 
 _ADVICE = "train into another folder, or anew with --resume never"
@@ -83,35 +84,55 @@ class RunFolder:
                     "train into a folder of its own, with --output_dir."
                 )
 
+    def _before(self) -> dict[str, Any] | None:
+        """What run.json tells of the run that is to be resumed; None where there is nothing to keep of one.
+
+        Raises:
+            RequestError: the folder holds something else, a run with other options or of other data, or a
+                damaged one.
+        """
+        self._require_run()
+        kept = [part for part in (self.checkpoint, self.path / "best") if part.exists()]
+        if self.options.resume == "never" or not kept:
+            return None
+        return self._require_same(kept[0])
+
     def steps_done(self) -> int:
         """Steps done by the run that is to be resumed; 0 where there is none.
 
         Raises:
-            RequestError: the folder holds something else, a run with other options or of other data, or a
-                damaged one.
+            RequestError: as for `_before`, or the run is finished, has no checkpoint any more, and is to be
+                longer.
         """
-        self._require_run()
-        if self.options.resume == "never" or not self.checkpoint.is_file():
+        before = self._before()
+        if before is None:
             return 0
-        self._require_same(self.checkpoint)
-        with suppress(Exception):  # damaged in whatever way: said below
-            return int(
-                torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        if self.checkpoint.is_file():
+            with suppress(Exception):  # damaged in whatever way: said below
+                return int(
+                    torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)[
+                        "global_step"
+                    ]
+                )
+            raise RequestError(f"{self.checkpoint} is damaged; {_ADVICE}.")
+        if not before.get("finished"):
+            return 0
+        steps = int(before["steps"])
+        if steps < self.options.max_steps:
+            raise RequestError(
+                f"{self.path} was finished after {steps} steps, and {self.checkpoint}, from which it would "
+                f"go on to {self.options.max_steps}, is not there; {_ADVICE}."
             )
-        raise RequestError(f"{self.checkpoint} is damaged; {_ADVICE}.")
+        return steps
 
     def is_finished(self) -> bool:
-        """Whether the folder holds this very run, done; for what is made at once, without a checkpoint.
+        """Whether the folder holds this very run, done.
 
         Raises:
-            RequestError: the folder holds something else, a run with other options or of other data, or a
-                damaged one.
+            RequestError: as for `_before`.
         """
-        self._require_run()
-        best = self.path / "best"
-        if self.options.resume == "never" or not (best.is_dir() and (self.path / "run.json").is_file()):
-            return False
-        return bool(self._require_same(best).get("finished"))
+        before = self._before()
+        return before is not None and bool(before.get("finished"))
 
     def _require_same(self, part: Path) -> dict[str, Any]:
         """What run.json beside `part` says, after making sure that it is this run."""
@@ -140,8 +161,8 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for name in _FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for folder in (*(self.path / name for name in _FOLDERS), *self.path.glob(_FOLDS)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove half-written checkpoints of a process that was killed."""

@@ -55,7 +55,9 @@ class Speed:
         return f"{images / seconds:.3g} images/s, {waiting / seconds:.0%} waiting for data"
 
     def facts(self) -> dict[str, float]:
-        """The speed of all steps since the training was started or resumed, for `run.json`."""
+        """The speed of all steps since the start or the resumption, for `run.json`; of none, nothing."""
+        if not self.seconds:
+            return {}
         images, seconds, waiting = self._last(len(self.seconds))
         return {
             "images_per_second": round(images / seconds, 3),

@@ -84,6 +84,7 @@ class Supervisor(Callback):
         self.step = first_step
         self.best_score = math.inf
         self.best_step = 0
+        self.validated = 0
         self.seconds = 0.0
         self.started = time.perf_counter()
         self.speed = Speed()
@@ -120,6 +121,7 @@ class Supervisor(Callback):
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "validated": self.validated,
             "seconds": self.total_seconds(),
         }
 
@@ -131,11 +133,26 @@ class Supervisor(Callback):
         """Take up what `state_dict` gave."""
         self.best_score = state_dict["best_score"]
         self.best_step = state_dict["best_step"]
+        self.validated = state_dict.get("validated", self.first_step)  # earlier versions did not keep it
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the logs."""
         self.started = time.perf_counter()
+        self._open(trainer)
+        self.speed.begin()
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate a training that was resumed with all its steps done, and its last validation not."""
+        assert isinstance(pl_module, StageModule)
+        if self.validated < self.step:
+            self._open(trainer)
+            try:
+                self._validate_and_save(trainer, pl_module)
+            finally:
+                self._close()
+
+    def _open(self, trainer: lightning.Trainer) -> None:
         if trainer.is_global_zero:
             self.run_log = RunLog(self.run, self.first_step)
             self.bar = tqdm(
@@ -145,7 +162,6 @@ class Supervisor(Callback):
                 unit="step",
                 mininterval=0.5,
             )
-        self.speed.begin()
 
     def on_train_batch_start(
         self,
@@ -216,6 +232,7 @@ class Supervisor(Callback):
                 self.best_score, self.best_step = found.score, self.step
                 if trainer.is_global_zero:
                     self.write_best(module, self.run / "best")
+        self.validated = self.step
         module.train()
         if self.run_log is not None:
             self.run_log.validate(self.step, found.numbers, found.pictures)
