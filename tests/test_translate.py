@@ -19,7 +19,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.options.translation import TranslateOptions
-from ct2mri.translate import translate
+from ct2mri.translate import find_cts, translate
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,16 @@ def cohort(tmp_path, write_dicom_slice):
     save_volume(mr.with_array((mr.array.clip(0) + 10) / 5), folder / "d.nii.gz")
     (folder / "notes.txt").write_text("not a volume")
     return folder
+
+
+def test_patients_whose_images_are_dicom(tmp_path, write_dicom_slice):
+    for patient in ("p1", "p2"):
+        for image in ("ct", "mr"):
+            path = tmp_path / patient / image / "0.dcm"
+            write_dicom_slice(path, np.zeros((4, 4), np.int16), (0, 0, 0.0))
+    write_dicom_slice(tmp_path / "p3" / "0.dcm", np.zeros((4, 4), np.int16), (0, 0, 0.0))
+    expected = {"p1": tmp_path / "p1" / "ct", "p2": tmp_path / "p2" / "ct", "p3": tmp_path / "p3"}
+    assert find_cts(tmp_path) == expected
 
 
 def test_one_bad_file_does_not_stop_the_others(model, cohort, tmp_path, capsys):

@@ -22,3 +22,13 @@ class CasesLeftOutError(Exception):
 
 class ProcessDiedError(RuntimeError):
     """Of several processes that work together, another one ended early. One sentence; exit code 1."""
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that generators of random numbers do not take.
+
+    Raises:
+        RequestError: it is negative.
+    """
+    if seed < 0:
+        raise RequestError(f"--seed is a number from 0 upward, got {seed}.")

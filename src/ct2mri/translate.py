@@ -223,10 +223,11 @@ def find_cts(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     volumes = [(volume_stem(path), path) for path in find_volumes(folder)]
     for patient in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if not patient.name.startswith(".") and not any(path == patient for _, path in volumes):
-            volumes += [
-                (patient.name, path) for path in find_volumes(patient) if volume_stem(path).lower() == "ct"
-            ]
+        inside = [] if patient.name.startswith(".") else find_volumes(patient)
+        if cts := [path for path in inside if volume_stem(path).lower() == "ct"]:
+            # Where its images are DICOM, a patient's folder looks like a series itself.
+            volumes = [(name, path) for name, path in volumes if path != patient]
+            volumes += [(patient.name, path) for path in cts]
     for name, path in volumes:
         if name in found:
             raise RequestError(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.check import check
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.layouts import find_cases
 from ct2mri.data.plan import Plan
@@ -16,7 +17,7 @@ from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.splits import draw_split
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
-from ct2mri.options.data import PrepareOptions, RawDataOptions
+from ct2mri.options.data import CheckOptions, PrepareOptions, RawDataOptions
 
 SHAPE = (26, 30, 22)
 
@@ -328,6 +329,40 @@ def test_a_data_set_among_its_raw_data_is_refused(tmp_path, inside):
     with pytest.raises(RequestError, match="would lie among the raw data"):
         run(raw, raw / inside)
     assert sorted(raw.rglob("*")) == before
+
+
+@pytest.mark.parametrize("raw", ["raw", "set/cases"])
+def test_cases_that_are_something_else_are_left_as_they_are(tmp_path, raw):
+    """What `cases` holds is replaced and removed, so it must be a data set's own."""
+    raw = write_raw(tmp_path / raw, 3)
+    write_raw(tmp_path / "set" / "cases", 4)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    with pytest.raises(RequestError, match=r"p0 is no case of a prepared data set \(it has no case\.json\)"):
+        run(raw, tmp_path / "set")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before
+
+
+def test_the_report_of_a_check_is_no_patient(tmp_path):
+    raw = write_raw(tmp_path / "raw", 3)
+    check(CheckOptions(data=raw / "p0", workers=0))
+    assert (raw / "p0-check" / "check.html").is_file()
+    assert [case.case_id for case in find_cases(raw, RawDataOptions()).cases] == ["p0", "p1", "p2"]
+    assert run(raw, tmp_path / "set", strict=True).case_ids() == ["p0", "p1", "p2"]
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    raw = write_raw(tmp_path / "raw", 3)
+    plan = tmp_path / "set" / "plan.json"
+    run(raw, tmp_path / "set")
+    with pytest.raises(RequestError, match=r"says already who is trained on .* --test_fraction \(0\.3\)"):
+        run(raw, tmp_path / "set2", plan=plan, test_fraction=0.3)
+    with pytest.raises(RequestError, match="source_windows is \\[\\]"):
+        run(raw, tmp_path / "set2", windows=[])
+    with pytest.raises(RequestError, match="target_percentile is for targets without units"):
+        run(raw, tmp_path / "set2", source="mr", target="ct", target_percentile=90)
+    with pytest.raises(RequestError, match="--seed is a number from 0 upward, got -3"):
+        run(raw, tmp_path / "set2", seed=-3)
+    assert not (tmp_path / "set2").exists()
 
 
 def test_pictures_become_volumes_one_voxel_thick(tmp_path):

@@ -102,6 +102,12 @@ def test_folders_of_predictions_are_measured_first(root, tmp_path):
         comparison_of(CompareOptions(systems=[root / "fair", root / "report-good"]))
 
 
+def test_reports_are_not_measured_another_way(root, tmp_path):
+    for given in ({"targets": root / "truth"}, {"masks": tmp_path}, {"units": "HU"}, {"split": "train"}):
+        with pytest.raises(RequestError, match=f"--{next(iter(given))} says how predictions are measured"):
+            comparison_of(reports(root, "fair", "good", **given))
+
+
 def test_cases_of_one_system_alone_are_listed(root, tmp_path):
     report = json.loads((root / "report-good" / "evaluation.json").read_text())
     report["cases"] = report["cases"][:3]

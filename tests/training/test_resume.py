@@ -224,6 +224,19 @@ def test_a_run_anew_leaves_no_fold_of_the_one_before(tiny: Tiny, tmp_path: Path)
     assert not (run / "folds.json").exists() and not list(run.glob("fold-*"))
 
 
+def test_a_run_of_its_own_that_is_called_a_fold_is_left(tiny: Tiny, tmp_path: Path) -> None:
+    for _ in range(2):
+        train_baseline(tiny.baseline(tmp_path / "fold-1", "mean"))
+        train_baseline(tiny.baseline(tmp_path, "mean", resume="never"))
+    assert (tmp_path / "fold-1" / "best").is_dir()
+
+
+def test_a_negative_seed_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="--seed is a number from 0 upward, got -1"):
+        train_slices(tiny.slices(tmp_path / "run", seed=-1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_workers_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
     train_slices(tiny.slices(tmp_path / "none"))
     train_slices(tiny.slices(tmp_path / "two", workers=2))

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+import torch
 from serving import PATIENCE, Serving, serving
 
 import tiny
@@ -22,8 +23,12 @@ from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.marking import safety_sentence, short_description, units
+from ct2mri.models.lookup import LookupTable
+from ct2mri.pipeline import TranslationPipeline
+from ct2mri.stages import LookupStage
 from ct2mri.viewer.client import ViewerClient
 
+MODELS = ("both", "slices", "table")
 SLOW = 1000
 """Steps that take so long that a job can be cancelled amid them."""
 
@@ -34,6 +39,9 @@ def files(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("jobs")
     tiny.pipeline().save_pretrained(root / "both")
     tiny.pipeline(latents=None).save_pretrained(root / "slices")
+    ends = torch.tensor([-1.0, 1.0])
+    table = LookupStage(LookupTable.of(ends, ends), channel=0)
+    TranslationPipeline(tiny.plan(), [table], {"name": "table"}).save_pretrained(root / "table")
     ct = tiny.ct()
     save_volume(ct, root / "given" / "a_ct.nii.gz")
     save_volume(ct.with_array(np.where(ct.array > -300, 150.0, 0.0)), root / "given" / "a_mr.nii.gz")
@@ -44,7 +52,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(files):
     with serving(
-        files / "results", str(files / "given"), "--models", str(files / "both"), str(files / "slices")
+        files / "results", str(files / "given"), "--models", *(str(files / name) for name in MODELS)
     ) as running:
         running.until("/api/status", lambda status: not status["initial"]["pending"])
         yield running
@@ -69,7 +77,7 @@ def data(server: Serving, identifier: str) -> Any:
 
 
 def test_models_are_told_without_loading_them(server):
-    both, slices = server.get("/api/models")
+    both, slices, _ = server.get("/api/models")
     assert both["stages"] == ["slices", "latents"] and slices["stages"] == ["slices"]
     assert both["hash"] == tiny.pipeline().hash
     assert (both["steps"], both["max_steps"]) == (2, 1000)
@@ -176,6 +184,11 @@ def test_a_result_of_dicom_belongs_to_its_patient(server, write_dicom_slice, tmp
             assert ("source" in json.loads(archive.read("synthetic.json"))) is not anonymize
         assert (patient in str(header.PatientID)) and (header.StudyInstanceUID == "1.2.77") is study
     assert "Secret" not in server.log.read_text()
+
+
+def test_a_model_without_a_trained_weight_translates_too(server):
+    record = server.done(submit(server, model=model(server, 2)))
+    assert record["state"] == "done" and record["results"]["result"]
 
 
 def test_what_cannot_be_translated_fails_in_a_sentence(server):

@@ -155,6 +155,7 @@ def decide_plan(options: PrepareOptions, raw: RawData, told: ToldSplit | None) -
     settings = settings_of(options, raw)
     patients = {case.patient_id for case in raw.cases}
     if told is None and patients & set(settings.split.patient_ids):
+        _refuse_fractions(options)
         return Decided(settings, False, None, {}, patients - set(settings.split.patient_ids))
     if told is None:
         require_fractions(options.validation_fraction, options.test_fraction)
@@ -189,6 +190,17 @@ def decide_plan(options: PrepareOptions, raw: RawData, told: ToldSplit | None) -
         spacing=spacing,
     )
     return Decided(plan, True, contrast, left_out, set())
+
+
+def _refuse_fractions(options: PrepareOptions) -> None:
+    """Refuse shares beside a plan that says already who is trained on."""
+    defaults = {field.name: field.default for field in fields(PrepareOptions)}
+    for name in ("validation_fraction", "test_fraction"):
+        if getattr(options, name) != defaults[name]:
+            raise RequestError(
+                f"{options.plan} says already who is trained on and who is held out, so --{name} "
+                f"({getattr(options, name):g}) would do nothing; leave it out, or edit the plan's split."
+            )
 
 
 def no_case_left(left_out: dict[str, str]) -> RequestError:
@@ -226,7 +238,12 @@ def settings_of(options: PrepareOptions, raw: RawData) -> Plan:
             "scales; give --target_window, or leave both out."
         )
     window = _target_window(options) if in_hu else None
-    windows = options.windows or _DEFAULT_WINDOWS[source_units]
+    if in_hu and options.target_percentile != PrepareOptions.target_percentile:
+        raise RequestError(
+            f"--target_percentile is for targets without units, and {options.target} is in HU, which a "
+            "window scales; give --target_window, or leave both out."
+        )
+    windows = _DEFAULT_WINDOWS[source_units] if options.windows is None else options.windows
     return Plan(
         source_modality=options.source.lower(),
         target_modality=options.target.lower(),

@@ -24,6 +24,7 @@ from ct2mri.data.deciding import (
     settings_of,
 )
 from ct2mri.data.layouts import RawData, find_cases
+from ct2mri.data.layouts.cases import visible_folders
 from ct2mri.data.plan import Plan
 from ct2mri.data.prepare_case import complete_case, inputs_of, plan_hash, prepare_case
 from ct2mri.data.prepare_report import (
@@ -45,7 +46,7 @@ from ct2mri.data.splits import (
 )
 from ct2mri.data.survey import LOOKS, most_common, refuse_unlike, target_contrast
 from ct2mri.data.workers import over_cases
-from ct2mri.errors import CasesLeftOutError, RequestError
+from ct2mri.errors import CasesLeftOutError, RequestError, require_seed
 from ct2mri.options.data import PrepareOptions
 
 
@@ -60,12 +61,14 @@ def prepare(options: PrepareOptions) -> None:
         RequestError: the request contradicts itself or the data set's plan, or no case can be used.
         CasesLeftOutError: with `options.strict`, cases were left out; all others are prepared.
     """
+    require_seed(options.seed)
     place, given = options.dataset.resolve(), options.raw.resolve()
     if place == given or given in place.parents:
         raise RequestError(
             f"The prepared data set {options.dataset} would lie among the raw data in {options.raw}; "
             "give a folder elsewhere."
         )
+    _require_own_cases(options)
     raw = find_cases(options.raw, options)
     for note in raw.notes:
         print(f"Note: {note}")
@@ -89,6 +92,17 @@ def prepare(options: PrepareOptions) -> None:
     (options.dataset / UNFINISHED).unlink()
     (options.dataset / LOOKS).unlink(missing_ok=True)
     _be_strict(options, outcome.left_out)
+
+
+def _require_own_cases(options: PrepareOptions) -> None:
+    """Refuse a folder whose `cases` are something else, which would be replaced or removed."""
+    cases = options.dataset / "cases"
+    for path in visible_folders(cases) if cases.is_dir() else []:
+        if not (path / "case.json").is_file():
+            raise RequestError(
+                f"{path} is no case of a prepared data set (it has no case.json), and a data set keeps its "
+                f"cases in {cases}; move it away, or give another folder."
+            )
 
 
 def _all_work(raw: RawData, told: ToldSplit | None) -> Work:
@@ -204,11 +218,13 @@ def _target_range(plan: Plan, cases: Iterable[PreparedCase]) -> tuple[float, flo
 
 def _remove_stale(dataset: Path, current: set[str]) -> None:
     """Remove cases that are no longer usable or of another plan, and halves of a killed run's files."""
-    for path in sorted((dataset / "cases").iterdir()):
-        if path.is_dir() and path.name not in current:
+    for path in visible_folders(dataset / "cases"):
+        if path.name not in current:
             shutil.rmtree(path)
-            if not path.name.startswith("."):
-                print(f"{path.name}: removed from the data set, for it is no longer among the usable cases")
+            print(f"{path.name}: removed from the data set, for it is no longer among the usable cases")
+    for pattern in (".partial-*", ".replaced-*"):
+        for path in (dataset / "cases").glob(pattern):
+            shutil.rmtree(path)
     for path in dataset.glob(".*-partial-*"):
         path.unlink()
 

@@ -48,6 +48,7 @@ def comparison_of(options: CompareOptions) -> dict[str, Any]:
         RequestError: as for `compare`.
     """
     names = _names(options)
+    _refuse_what_reports_tell(options)
     reports = {name: _report(path, options) for name, path in zip(names, options.systems, strict=True)}
     shared, missing = _shared_cases(reports)
     _require_alike(reports, shared)
@@ -221,10 +222,28 @@ def _names(options: CompareOptions) -> list[str]:
     return names
 
 
+def _refuse_what_reports_tell(options: CompareOptions) -> None:
+    """Refuse settings of a measurement where nothing is measured, since all systems are reports."""
+    if not all(_report_file(path).is_file() for path in options.systems):
+        return
+    defaults = {field.name: field.default for field in fields(MeasureOptions)} | {"targets": None}
+    for name, value in defaults.items():
+        if getattr(options, name) != value:
+            raise RequestError(
+                f"--{name} says how predictions are measured, and all systems are reports, which were "
+                "measured already; leave it out, or give folders of predictions."
+            )
+
+
+def _report_file(path: Path) -> Path:
+    """Where a system's report lies, if it is one: in its folder, or the JSON file itself."""
+    return path / _REPORT if path.is_dir() or path.suffix != ".json" else path
+
+
 def _report(path: Path, options: CompareOptions) -> dict[str, Any]:
     """A report that `evaluate` wrote, or one made now of a folder of predictions."""
-    file = path / _REPORT if path.is_dir() else path
-    if file.name.endswith(".json") and file.is_file():
+    file = _report_file(path)
+    if file.is_file():
         try:
             report: dict[str, Any] = read_json(file)
             version = report["format_version"]

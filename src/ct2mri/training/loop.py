@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from ct2mri.data.batching import BatchStream, group_by_size
 from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
-from ct2mri.errors import RequestError
+from ct2mri.errors import RequestError, require_seed
 from ct2mri.memory import format_size, free_memory, is_out_of_memory
 from ct2mri.options.training import NoiseOptions, TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
@@ -41,6 +41,7 @@ def check_options(options: TrainOptions) -> None:
     Raises:
         RequestError: one is out of range.
     """
+    require_seed(options.seed)
     for name in ("max_steps", "batch_size", "accumulate", "validate_every", "validation_cases"):
         if getattr(options, name) < 1:
             raise RequestError(f"--{name} is at least 1, got {getattr(options, name)}.")

@@ -26,9 +26,9 @@ from ct2mri.options.training import TrainOptions
 CHECKPOINT = "last.ckpt"
 
 # What a new run removes of an older one: nothing else may bear these names in its folder.
-_FILES = (CHECKPOINT, "train.csv", "validation.csv", "folds.json")
+_FILES = (CHECKPOINT, "train.csv", "validation.csv")
 _FOLDERS = ("best", "tensorboard", "pictures")
-_FOLDS = "fold-*"  # runs of their own, beside the main one
+_FOLDS = "folds.json"  # names the patients of fold-0, fold-1, …, which are runs of their own in this one
 _OF_DATA_SETS_AND_MODELS = ("cases", "pipeline.json")
 
 _ADVICE = "train into another folder, or anew with --resume never"
@@ -77,7 +77,7 @@ class RunFolder:
         """Refuse a folder that holds something else, which a new run would remove or be mixed up with."""
         if (self.path / "run.json").is_file():
             return
-        for name in (*_FILES, *_FOLDERS, *_OF_DATA_SETS_AND_MODELS):
+        for name in (*_FILES, *_FOLDERS, _FOLDS, *_OF_DATA_SETS_AND_MODELS):
             if (self.path / name).exists():
                 raise RequestError(
                     f"{self.path} holds {name} and is no run of `ct2mri train` (it has no run.json); "
@@ -161,8 +161,12 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (*(self.path / name for name in _FOLDERS), *self.path.glob(_FOLDS)):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        if (self.path / _FOLDS).is_file():
+            for number in range(len(read_json(self.path / _FOLDS)["folds"])):
+                shutil.rmtree(self.path / f"fold-{number}", ignore_errors=True)
+            (self.path / _FOLDS).unlink()
 
     def sweep(self) -> None:
         """Remove half-written checkpoints of a process that was killed."""

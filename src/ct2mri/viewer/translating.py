@@ -44,7 +44,7 @@ class Translator:
         """
         tell(LOADING, 0, 0)
         pipeline = self._loaded(task)
-        on_device(str(next(pipeline.stages[0].networks[0].parameters()).device))
+        on_device(str(pipeline.device))
         tell(PREPARING, 0, 0)
         source = load_kept(*task.source)
         mask = None if task.mask is None else load_kept(*task.mask)

@@ -223,9 +223,16 @@ def load_picture(path: Path, orientation: Orientation) -> Volume:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The subfolders of a folder by name, without hidden ones and what macOS adds to archives."""
+    """The subfolders of a folder by name, but hidden ones, what macOS adds to archives, and our own reports.
+
+    `check` of one patient writes its report beside the patient's folder, among those of the others.
+    """
     return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+        path
+        for path in folder.iterdir()
+        if path.is_dir()
+        and not path.name.startswith((".", "__MACOSX"))
+        and not (path.name.endswith("-check") and (path / "check.json").is_file())
     )
 
 
