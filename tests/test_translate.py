@@ -433,7 +433,7 @@ def test_a_full_disk_leaves_no_half_file(model, tmp_path):
         [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert "could not be written" in done.stderr.splitlines()[-1]
+    assert "out/mr.nii.gz could not be written" in done.stderr.splitlines()[-1]
     assert done.stderr.endswith(").\n")
     assert "Traceback" not in done.stderr
     assert list(out.iterdir()) == []

@@ -183,3 +183,106 @@ def test_torchrun_shares_out_survives_a_death_and_goes_on(model, cohort, tmp_pat
     assert list(summary["failed"]) == ["c3"]
     said = (tmp_path / "said").read_text()
     assert said.count(f"{6 - len(before)} translated, {len(before)} done before, 1 failed") == 1
+
+
+# --- what lies in the place of a result ------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cts(tmp_path):
+    folder = tmp_path / "cts"
+    for seed, name in enumerate("ab"):
+        save_volume(tiny.ct(seed=seed), folder / f"{name}.nii.gz")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["out/b.nii.gz", "out/b.json", "sd/b.nii.gz", "sd/b.json"])
+def test_what_is_no_result_is_refused_before_the_work(name, model, two_cts, tmp_path):
+    spread = {"samples": 2, "uncertainty": tmp_path / "sd"}
+    foreign = tmp_path / name
+    foreign.parent.mkdir()
+    foreign.write_bytes(b'{"precious": true}')
+    before = files(tmp_path)
+    why = "has no sidecar b.json" if name.endswith(".gz") else "is no sidecar of a result and would be lost"
+    with pytest.raises(RequestError, match=rf"{name} {why}.*another output folder, or --overwrite"):
+        run(two_cts, tmp_path / "out", model, **spread)
+    assert files(tmp_path) == before
+    run(two_cts, tmp_path / "out", model, overwrite=True, **spread)
+    assert foreign.read_bytes() != b'{"precious": true}'
+    run(two_cts, tmp_path / "out", model, **spread)
+
+
+def test_results_in_the_place_of_spreads_are_refused(model, two_cts, tmp_path):
+    run(two_cts, tmp_path / "first", model, samples=2)
+    before = files(tmp_path)
+    with pytest.raises(RequestError, match=r"first/a.nii.gz was written with another content"):
+        run(two_cts, tmp_path / "second", model, samples=2, uncertainty=tmp_path / "first")
+    assert files(tmp_path) == before
+
+
+def test_a_spread_that_is_asked_for_later_goes_with_results_of_the_same_settings(model, two_cts, tmp_path):
+    run(two_cts, tmp_path / "out", model)
+    before = files(tmp_path)
+    with pytest.raises(RequestError, match=r"out/a.nii.gz was written with another samples"):
+        run(two_cts, tmp_path / "out", model, samples=2, uncertainty=tmp_path / "sd")
+    assert files(tmp_path) == before
+    run(two_cts, tmp_path / "more", model, samples=2)
+    run(two_cts, tmp_path / "more", model, samples=2, uncertainty=tmp_path / "sd")
+    assert sorted(files(tmp_path / "sd")) == ["a.json", "a.nii.gz", "b.json", "b.nii.gz"]
+
+
+class Killed(BaseException):
+    """Stands for the end of a process; what has its name by then is what a process would leave."""
+
+
+@pytest.mark.parametrize("written_before", [False, True])
+@pytest.mark.parametrize("names", range(4))
+def test_no_moment_to_be_killed_at_mixes_results(
+    names, written_before, model, two_cts, tmp_path, monkeypatch
+):
+    """Killed when so many files of a case had got their names: the next run makes it, or refuses."""
+    (two_cts / "b.nii.gz").unlink()
+    spread = {"samples": 2, "uncertainty": tmp_path / "sd"}
+    if written_before:
+        run(two_cts, tmp_path / "out", model, seed=1, **spread)
+
+    replace, left = Path.replace, names
+
+    def replace_until_killed(self: Path, target: Path) -> Path:
+        nonlocal left
+        if "partial" not in Path(target).name:  # else a temporary file of a temporary file
+            if not left:
+                raise Killed
+            left -= 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", replace_until_killed)
+        run(two_cts, tmp_path / "out", model, overwrite=True, **spread)
+    pipeline, ct = tiny.pipeline(latents=None), load_volume(two_cts / "a.nii.gz")
+    expected = {
+        seed: pipeline.translate(ct, num_inference_steps=STEPS, samples=2, seed=seed) for seed in (0, 1)
+    }
+
+    def check_what_is_there() -> int:
+        there = 0
+        for folder in ("out", "sd"):
+            if (path := tmp_path / folder / "a.nii.gz").exists():
+                result = expected[json.loads((tmp_path / folder / "a.json").read_text())["seed"]]
+                wanted = result.volume if folder == "out" else result.spread
+                assert np.array_equal(load_volume(path).array, wanted.array)
+                there += 1
+        return there
+
+    check_what_is_there()
+    try:
+        run(two_cts, tmp_path / "out", model, **spread)
+    except RequestError as error:
+        assert written_before and "was written with another seed" in str(error)
+        run(two_cts, tmp_path / "out", model, overwrite=True, **spread)
+    assert check_what_is_there() == 2
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["seed"] == 0

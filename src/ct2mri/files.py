@@ -12,6 +12,8 @@ from typing import Any
 
 from ct2mri.errors import RequestError
 
+_PARTIAL = r"(\.\d+-partial-)+"
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -27,6 +29,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def final_path(path: Path) -> Path:
+    """The path whose place a temporary one of `atomic_path` takes; any other path itself."""
+    return path.with_name(re.sub(rf"^{_PARTIAL}", "", path.name))
 
 
 @contextmanager
@@ -78,7 +85,7 @@ def sweep(path: str | Path) -> None:
         return
     for left in path.parent.iterdir():
         name = left.name
-        if re.fullmatch(rf"(\.\d+-partial-)+{re.escape(path.name)}", name):
+        if re.fullmatch(_PARTIAL + re.escape(path.name), name):
             left.unlink(missing_ok=True)
         elif re.fullmatch(rf"\.(partial|replaced)-{re.escape(path.name)}-[^-]{{8}}", name):
             shutil.rmtree(left, ignore_errors=True)

@@ -22,6 +22,9 @@ from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
 
+_SPREAD_OF = "standard deviation over samples of a"
+_ELSEWHERE = "give another output folder, or --overwrite to replace it."
+
 
 @dataclass
 class Job:
@@ -50,6 +53,11 @@ class Job:
     anonymize: bool = False
 
     @property
+    def content(self) -> str:
+        """What the sidecar calls the result."""
+        return f"synthetic {self.plan.target_modality.upper()} volume"
+
+    @property
     def sidecar(self) -> Path:
         """The JSON beside the output."""
         return sidecar_of(self.output, self.dicom)
@@ -60,29 +68,12 @@ class Job:
         Raises:
             RequestError: it was written with others, or what stands in its place is none of ours.
         """
-        before: Any = None
-        if self.sidecar.exists():
-            try:
-                before = dict(read_json(self.sidecar))
-            except (OSError, ValueError, TypeError):
-                before = {}
-            # Volumes and series of one name share the sidecar's.
-            if (before.get("dicom") is None) == self.dicom:
-                raise RequestError(
-                    f"{self.sidecar} belongs to a result of another format; "
-                    "give another output folder, or --overwrite to replace it."
-                )
-        if not self._is_whole(before):
-            if self.dicom:
-                require_replaceable(self.output)
-            return False
-        different = [name for name, value in settings.items() if before.get(name) != value]
-        if different:
-            raise RequestError(
-                f"{self.output} was written with another {different[0].replace('_', ' ')}; "
-                "give another output folder, or --overwrite to replace it."
-            )
-        return True
+        done = self._is_written(self.output, self.sidecar, {"content": self.content, **settings})
+        if self.uncertainty is not None:
+            # Asked in any case: if one of the two is not done, both are written.
+            expected = {"content": f"{_SPREAD_OF} {self.content}", **settings}
+            done &= self._is_written(self.uncertainty, sidecar_of(self.uncertainty), expected)
+        return done
 
     def sweep(self) -> None:
         """Remove what a process that was killed left half-written beside the outputs."""
@@ -92,13 +83,48 @@ class Job:
             sweep(self.uncertainty)
             sweep(sidecar_of(self.uncertainty))
 
-    def _is_whole(self, before: dict[str, Any] | None) -> bool:
-        """Whether all files are there; `before` is what the sidecar holds, None where there is none."""
-        if before is None or (self.uncertainty is not None and not self.uncertainty.exists()):
-            return False
-        if not self.dicom:
-            return self.output.exists()
-        return count_images(self.output) == before.get("images")
+    def _is_written(self, output: Path, sidecar: Path, expected: dict[str, Any]) -> bool:
+        """Whether one of the outputs is there, whole, with what is expected in its sidecar; as `is_done`."""
+        series = self.dicom and output == self.output
+        images = count_images(output) if series else int(output.exists())
+        if sidecar.exists():
+            before = _read_sidecar(sidecar)
+            # Volumes and series of one name share the sidecar's.
+            if (before.get("dicom") is None) == self.dicom:
+                raise RequestError(f"{sidecar} belongs to a result of another format; {_ELSEWHERE}")
+            if images:
+                _require_same(output, before, expected)
+            if images == (before.get("images") if series else 1):
+                return True
+        elif images and not series:  # `do_job` never leaves a volume so
+            raise RequestError(
+                f"{output} has no sidecar {sidecar.name}, so nothing tells that it is a result; {_ELSEWHERE}"
+            )
+        if series:
+            require_replaceable(output)
+        return False
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """What `do_job` wrote beside a result.
+
+    Raises:
+        RequestError: it was written by something else.
+    """
+    try:
+        facts = read_json(path)
+    except (OSError, ValueError):
+        facts = None
+    if not isinstance(facts, dict) or "safety" not in facts:
+        raise RequestError(f"{path} is no sidecar of a result and would be lost; {_ELSEWHERE}")
+    return facts
+
+
+def _require_same(output: Path, before: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise RequestError unless a sidecar holds all that is expected."""
+    for name, value in expected.items():
+        if before.get(name) != value:
+            raise RequestError(f"{output} was written with another {name.replace('_', ' ')}; {_ELSEWHERE}")
 
 
 def sidecar_of(output: Path, dicom: bool = False) -> Path:
@@ -158,7 +184,6 @@ def do_job(
         progress.close()
     for sentence in result.warnings:
         tell(f"WARNING, {job.name}: {sentence}")
-    synthetic = f"synthetic {job.plan.target_modality.upper()}"
     facts = {
         "safety": safety_sentence(job.plan),
         "units": units(job.plan),
@@ -170,27 +195,26 @@ def do_job(
         "warnings": result.warnings,
         "ct2mri": __version__,
     }
-    spread = result.spread if job.uncertainty is not None else None
+    volumes = [] if job.dicom else [(job.output, result.volume, short_description(job.plan))]
+    sidecars = [(job.sidecar, job.content)]
+    if job.uncertainty is not None and result.spread is not None:
+        volumes.append((job.uncertainty, result.spread, short_spread_description(job.plan)))
+        sidecars.append((sidecar_of(job.uncertainty), f"{_SPREAD_OF} {job.content}"))
     with ExitStack() as stack:
-        # These get their names when the last of the volumes is written.
-        write_json(stack.enter_context(atomic_path(job.sidecar)), {"content": f"{synthetic} volume", **facts})
-        if job.uncertainty is not None and spread is not None:
-            write_json(
-                stack.enter_context(atomic_path(sidecar_of(job.uncertainty))),
-                {"content": f"standard deviation over samples of a {synthetic} volume", **facts},
-            )
-            save_volume(
-                spread,
-                stack.enter_context(atomic_path(job.uncertainty)),
-                description=short_spread_description(job.plan),
-            )
+        # Files get their names in the reverse order, sidecars first. Wherever a process is killed, a volume
+        # without a sidecar is then none of ours, and a sidecar without its volume is of work to do again.
+        for path, volume, description in volumes:
+            save_volume(volume, stack.enter_context(atomic_path(path)), description=description)
+        for path, content in sidecars:
+            write_json(stack.enter_context(atomic_path(path)), {"content": content, **facts})
         if job.dicom:
             save_result_series(result.volume, job.output, job.plan, facts, job.anonymize)
-        else:
-            save_volume(result.volume, job.output, description=short_description(job.plan))
+        for path, *_ in volumes:  # an old volume never lies beside a new sidecar
+            path.unlink(missing_ok=True)
     written = f"{job.output} and {job.uncertainty}" if job.uncertainty is not None else f"{job.output}"
     if job.dicom:
         written += f", patient {facts['patient']}"
+    synthetic = f"synthetic {job.plan.target_modality.upper()}"
     print(f"{written}: {synthetic} in {units(job.plan)}, {time.perf_counter() - start:.1f} s")
     return result
 

@@ -17,7 +17,7 @@ from ct2mri.data.geometry import from_sitk, to_sitk
 from ct2mri.data.quiet import quiet_libraries
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_path
+from ct2mri.files import atomic_path, final_path
 
 _NIFTI = (".nii.gz", ".nii")
 _ITK = (".mha", ".mhd", ".nrrd")
@@ -251,7 +251,8 @@ def save_volume(
         except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError whatever went wrong
             reason = error.strerror if isinstance(error, OSError) else None
             raise OSError(
-                f"{path} could not be written ({reason or 'is the disk full or the folder read-only?'})."
+                f"{final_path(path)} could not be written "
+                f"({reason or 'is the disk full or the folder read-only?'})."
             ) from error
 
 
