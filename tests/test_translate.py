@@ -220,6 +220,48 @@ def test_results_of_other_settings_are_not_mixed(model, cohort, tmp_path):
     assert not (tmp_path / "mrs" / "e.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"remove_table": True},
+        {"bias_correction": True},
+        {"target_percentile": 99.0},
+        {"target_scaling": "zscore"},
+        {"enhance_contrast": True},
+        {"crop_margin_mm": 8.0},
+        {"source_units": "relative", "source_percentile": 99.0, "body_threshold": None},
+    ],
+)
+def test_results_of_another_plan_are_not_mixed(change, model, tmp_path):
+    save_volume(tiny.ct(), tmp_path / "cts" / "a.nii.gz")
+    plan = tmp_path / "plan.json"
+    tiny.plan().write(plan)
+    run(tmp_path / "cts", tmp_path / "mrs", model, plan=plan)
+    before = (tmp_path / "mrs" / "a.nii.gz").read_bytes()
+    tiny.plan(anatomy="head", assumptions=["The moon is round."]).write(plan)
+    run(tmp_path / "cts", tmp_path / "mrs", model, plan=plan)
+    tiny.plan(**change).write(plan)
+    words = r"a.nii.gz was written with another plan \(" + ", ".join(
+        name for name in tiny.plan().decisive if name in change
+    )
+    with pytest.raises(RequestError, match=rf"{words}\); give another output folder"):
+        run(tmp_path / "cts", tmp_path / "mrs", model, plan=plan)
+    assert (tmp_path / "mrs" / "a.nii.gz").read_bytes() == before
+
+
+def test_results_whose_sidecar_tells_less_of_the_plan_are_not_taken_for_the_same(model, tmp_path):
+    save_volume(tiny.ct(), tmp_path / "cts" / "a.nii.gz")
+    run(tmp_path / "cts", tmp_path / "mrs", model)
+    sidecar = tmp_path / "mrs" / "a.json"
+    facts = json.loads(sidecar.read_text())
+    assert facts["plan"].pop("remove_table") is False
+    sidecar.write_text(json.dumps(facts))
+    with pytest.raises(RequestError, match=r"a plan that its sidecar, of an earlier version, tells only in"):
+        run(tmp_path / "cts", tmp_path / "mrs", model)
+    run(tmp_path / "cts", tmp_path / "mrs", model, overwrite=True)
+    run(tmp_path / "cts", tmp_path / "mrs", model)
+
+
 def test_a_cohorts_outputs_are_folders(model, cohort, tmp_path):
     for output in (tmp_path / "mr.nii.gz", cohort / "notes.txt"):
         with pytest.raises(RequestError, match="must be a folder"):

@@ -124,7 +124,19 @@ def _require_same(output: Path, before: dict[str, Any], expected: dict[str, Any]
     """Raise RequestError unless a sidecar holds all that is expected."""
     for name, value in expected.items():
         if before.get(name) != value:
-            raise RequestError(f"{output} was written with another {name.replace('_', ' ')}; {_ELSEWHERE}")
+            what = f"another {name.replace('_', ' ')}"
+            if name == "plan":
+                what = _other_plan(before.get(name), value)
+            raise RequestError(f"{output} was written with {what}; {_ELSEWHERE}")
+
+
+def _other_plan(before: Any, plan: dict[str, Any]) -> str:
+    """How the plan in a sidecar differs from the present one."""
+    before = before if isinstance(before, dict) else {}
+    different = [name for name in before if name not in plan or before[name] != plan[name]]
+    if different:
+        return f"another plan ({', '.join(different)})"
+    return "a plan that its sidecar, of an earlier version, tells only in part"
 
 
 def sidecar_of(output: Path, dicom: bool = False) -> Path:
@@ -222,16 +234,9 @@ def do_job(
 def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:
     """What a result depends on beside its source, as its sidecar tells it."""
     last = pipeline.stages[-1]
-    spacing = None if plan.spacing is None else list(plan.spacing)
     return {
         "model": {"name": pipeline.name, "hash": pipeline.hash},
-        "plan": {
-            "spacing": spacing,
-            "source_windows": plan.source_windows,
-            "body_threshold": plan.body_threshold,
-            "crop_margin_mm": plan.crop_margin_mm,
-            "target_range": list(plan.target_range),
-        },
+        "plan": plan.decisive,
         "seed": options.seed,
         "samples": options.samples,
         "num_inference_steps": last.num_inference_steps if options.steps is None else options.steps,

@@ -40,6 +40,16 @@ def test_a_plan_comes_back_from_disk(tmp_path):
     assert Plan.read(tmp_path / "other.json") == other
 
 
+def test_what_results_depend_on_is_all_that_a_plan_says_but_of_training():
+    decisive = PLAN.decisive
+    assert set(asdict(PLAN)) - set(decisive) == {
+        *("format_version", "anatomy", "registration", "split", "fingerprint", "assumptions")
+    }
+    assert json.loads(json.dumps(decisive)) == decisive, "it can be compared with what a sidecar holds"
+    assert replace(PLAN, anatomy="head", fingerprint=None).decisive == decisive
+    assert replace(PLAN, remove_table=True).decisive == {**decisive, "remove_table": True}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

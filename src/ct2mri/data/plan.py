@@ -32,6 +32,9 @@ MUST_AGREE = (
     "enhance_contrast",
 )
 
+# Settings that change no voxel of a result: whom the plan was made from, and what warnings go by.
+_BESIDE_RESULTS = ("format_version", "anatomy", "registration", "split", "fingerprint", "assumptions")
+
 # Deviations from the mean that a target scaled by z-score has at −1 and +1.
 ZSCORE_REACH = 3.0
 
@@ -212,6 +215,12 @@ class Plan:
     def target_fill(self) -> float:
         """Value of results outside the body: air."""
         return AIR_HU if self.target_units == "HU" else 0.0
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What results depend on: all fields but those of `_BESIDE_RESULTS`, as JSON holds them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _BESIDE_RESULTS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
