@@ -272,6 +272,8 @@ def test_a_cohorts_outputs_are_folders(model, cohort, tmp_path):
         run(cohort, tmp_path / "o", model, samples=2, uncertainty=tmp_path / "o")
     with pytest.raises(RequestError, match="among their CTs"):
         run(cohort, cohort, model)
+    with pytest.raises(RequestError, match=r"among their CTs in .*give another --uncertainty"):
+        run(cohort, tmp_path / "o", model, samples=2, uncertainty=cohort, overwrite=True)
     with pytest.raises(RequestError, match="--mask is the body of one CT"):
         run(cohort, tmp_path / "o", model, mask=cohort / "b.nii.gz")
     save_volume(tiny.ct(), cohort / "c.nrrd")
@@ -412,6 +414,10 @@ def test_bad_requests_are_one_sentence_and_leave_nothing(model, ct_file, tmp_pat
         ([*common, "--batch_size", "0"], "batch_size is at least 1"),
         ([*common, "--uncertainty", tmp_path / "sd.nii"], "needs --samples of at least 2"),
         ([*common, "--samples", "2", "--uncertainty", out], "are both"),
+        (
+            [*common, "--samples", "2", "--uncertainty", tmp_path / "out" / "mr.nrrd"],
+            "would both have the sidecar",
+        ),
         ([*common, "--mask", tmp_path / "no.nii"], "There is no file or folder"),
         ([*common, "--plan", tmp_path / "no.json"], "There is no plan"),
         ([ct_file, "-o", tmp_path / "out" / "mr.jpg", "--model", model], "Cannot write mr.jpg; allowed"),
@@ -457,6 +463,11 @@ def test_results_are_not_overwritten_unless_asked(model, ct_file, tmp_path, caps
     assert load_volume(out).grid.matches(tiny.ct().grid)
     out.unlink()
     assert re.search(r"mr.json exists", refused(capsys, ct_file, "-o", out, "--model", model))
+    (tmp_path / "sd.json").write_text("precious")
+    words = (ct_file, "-o", tmp_path / "b.nii", "--samples", "2", "--uncertainty", tmp_path / "sd.nii")
+    assert "sd.json exists; give another name" in refused(capsys, *words, "--model", model)
+    assert (tmp_path / "sd.json").read_text() == "precious"
+    assert names(tmp_path) == ["mr.json", "sd.json"]
 
 
 def test_a_full_disk_leaves_no_half_file(model, tmp_path):

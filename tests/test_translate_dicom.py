@@ -264,6 +264,10 @@ def test_bad_requests_are_one_sentence_and_leave_nothing(model, ct_folder, tmp_p
         (["-o", kept, *dicom, "--overwrite"], "would be lost"),
         (["-o", tmp_path / "out", *dicom], "out.json exists"),
         (["-o", out, *dicom, "--samples", "2", "--uncertainty", out / "sd.nii"], "would lie inside"),
+        (
+            ["-o", out, *dicom, "--samples", "2", "--uncertainty", tmp_path / "o.nii"],
+            "o.json; give names that differ in more than the suffix",
+        ),
         (["-o", out / "mr.nii.gz", "--anonymize"], "--anonymize leaves the patient out of DICOM results"),
         (["-o", out], "is no file name; give one with a suffix such as .nii.gz, or add --format dicom"),
         (["-o", out / "mr.mha", "--format", "nifti"], "--format nifti writes .nii or .nii.gz"),

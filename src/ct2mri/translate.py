@@ -118,13 +118,20 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         require_replaceable(options.output)
     else:
         _check_file_name(options)
+    written = [options.output, sidecar_of(options.output, dicom)]
     if options.uncertainty is not None:
         require_writable(options.uncertainty)
         if options.uncertainty.resolve() == options.output.resolve():
             raise RequestError(f"--output and --uncertainty are both {options.output}; give two names.")
+        if sidecar_of(options.uncertainty).resolve() == written[1].resolve():
+            raise RequestError(
+                f"--output {options.output} and --uncertainty {options.uncertainty} would both have the "
+                f"sidecar {written[1]}; give names that differ in more than the suffix."
+            )
+        written += [options.uncertainty, sidecar_of(options.uncertainty)]
     if not options.overwrite:
-        for path in (options.output, sidecar_of(options.output, dicom), options.uncertainty):
-            if path is not None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        for path in written:
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
                 raise RequestError(f"{path} exists; give another name, or --overwrite to replace it.")
     require_place(options.output.parent)
     if options.uncertainty is not None:
@@ -160,8 +167,9 @@ def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> 
     if options.mask is not None:
         raise RequestError("--mask is the body of one CT; for a folder of CTs, translate them one by one.")
     _require_folders(options, f"{folder} is a folder of CTs")
-    if options.output.resolve() == folder.resolve():  # of DICOM results, more is refused already
-        raise RequestError(f"Results would lie among their CTs in {folder}; give another output folder.")
+    for name, path in (("output", options.output), ("uncertainty", options.uncertainty)):
+        if path is not None and path.resolve() == folder.resolve():  # of DICOM, more is refused already
+            raise RequestError(f"Results would lie among their CTs in {folder}; give another --{name}.")
     sources = find_cts(folder)
     pipeline = _load_pipeline(options)
     jobs = [
