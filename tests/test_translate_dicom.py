@@ -16,15 +16,20 @@ from pydicom.uid import CTImageStorage, MRImageStorage
 
 import tiny
 from ct2mri.cli import main
-from ct2mri.data.cases import write_case
+from ct2mri.data.cases import PreparedDataset, write_case
 from ct2mri.data.geometry import to_sitk
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.replay import prepare_source
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
+from ct2mri.evaluation.compare import comparison_of
+from ct2mri.evaluation.evaluate import evaluation_of
 from ct2mri.marking import safety_sentence, units
+from ct2mri.options.evaluation import CompareOptions, EvaluateOptions
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.translate import translate
+from ct2mri.viewer.reading import load_kept, read_given
+from ct2mri.viewer.stored import Described
 
 SECRETS = ("Secretname", "Hidden", "HOSPITAL-4711", "19510203", "born long ago", "ACC123456")
 
@@ -104,8 +109,8 @@ def test_a_ct_becomes_a_series_beside_it(model, ct_folder, tmp_path, capsys):
     expected = tiny.pipeline(latents=None)(ct, seed=3)
     series = load_volume(tmp_path / "out" / "mr")
     assert series.grid.matches(ct.grid)
-    # The tiny model's scale ends at 200, so values are stored tenfold.
-    assert np.abs(series.array / 10 - expected.array).max() <= 0.05 + 1e-4
+    # The tiny model's scale ends at 200, so values are stored tenfold, and read in its own units.
+    assert np.abs(series.array - expected.array).max() <= 0.05 + 1e-4
     results, source = images(tmp_path / "out" / "mr"), images(ct_folder)
     assert {r.SOPClassUID for r in results} == {MRImageStorage}
     assert {str(r.PatientName) for r in results} == {"Secretname^Hidden"}
@@ -364,7 +369,8 @@ def test_a_series_does_not_take_the_sidecar_of_a_volume(model, cohort, tmp_path)
     assert names(tmp_path / "mrs") == ["a.json", "a.nii.gz", "b.json", "b.nii.gz", "translate-summary.json"]
 
 
-def test_cases_of_a_data_set_get_made_up_patients(model, tmp_path, capsys):
+@pytest.fixture
+def dataset(tmp_path):
     root, plan = tmp_path / "data", tiny.plan()
     for seed, patient in enumerate("abcd"):
         prepared = prepare_source(tiny.ct(seed=seed), plan)
@@ -381,11 +387,66 @@ def test_cases_of_a_data_set_get_made_up_patients(model, tmp_path, capsys):
             notes=[],
         )
     plan.write(root / "plan.json")
-    run(None, tmp_path / "out", model, data=root)
+    return root
+
+
+def test_cases_of_a_data_set_get_made_up_patients(model, dataset, tmp_path, capsys):
+    run(None, tmp_path / "out", model, data=dataset)
     assert names(tmp_path / "out") == ["d-1", "d-1.json", "translate-summary.json"]
-    run(None, tmp_path / "nifti", model, data=root, format="auto")
+    run(None, tmp_path / "nifti", model, data=dataset, format="auto")
     series, volume = load_volume(tmp_path / "out" / "d-1"), load_volume(tmp_path / "nifti" / "d-1.nii.gz")
     assert series.grid.matches(volume.grid)
-    assert np.abs(series.array / 10 - volume.array).max() <= 0.05 + 1e-4
+    assert np.abs(series.array - volume.array).max() <= 0.05 + 1e-4
     assert re.search(r"out/d-1, patient made up", capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "d-1.json").read_text())["case_id"] == "d-1"
+
+
+def values_of(predictions: Path, **options) -> dict[str, float]:
+    """The numbers of the one case of an evaluation."""
+    (case,) = evaluation_of(EvaluateOptions(predictions=predictions, **options))["cases"]
+    return case["values"]
+
+
+def test_series_and_volumes_of_one_translation_are_evaluated_alike(model, dataset, tmp_path):
+    spread = {"samples": 2, "uncertainty": tmp_path / "sd"}
+    run(None, tmp_path / "nifti", model, data=dataset, format="nifti", **spread)
+    run(None, tmp_path / "dicom", model, data=dataset, samples=2)
+    case = PreparedDataset(dataset).case("d-1")
+    save_volume(Volume(case.target + 1, case.affine), tmp_path / "truth" / "d-1.nii.gz")
+    measures = ("mae", "rmse", "psnr", "ssim", "ncc", "uncertainty.spread_ratio", "uncertainty.inside_95")
+    for against in ({"data": dataset}, {"targets": tmp_path / "truth"}):
+        volume, series = (
+            values_of(tmp_path / name, uncertainty=tmp_path / "sd", **against) for name in ("nifti", "dicom")
+        )
+        assert volume["mae"] > 0.01
+        for name in measures:
+            # Stored values are rounded to a tenth of a unit, and the range is 200 of these.
+            assert series[name] == pytest.approx(volume[name], rel=2e-3, abs=5e-4), name
+    systems = [tmp_path / "nifti", tmp_path / "dicom"]
+    compared = comparison_of(CompareOptions(systems=systems, data=dataset))
+    assert abs(compared["differences"]["dicom"]["mae"]["difference"]) < 5e-4
+
+
+def test_a_series_that_no_longer_tells_its_units_is_not_evaluated_in_them(model, dataset, tmp_path):
+    run(None, tmp_path / "mrs", model, data=dataset, samples=2, uncertainty=tmp_path / "sd")
+    for path in (tmp_path / "mrs" / "d-1").iterdir():
+        image = pydicom.dcmread(path)
+        del image.DerivationDescription
+        image.save_as(path)
+    with pytest.raises(RequestError, match=r"Case d-1: d-1 is a synthetic MR whose headers no longer tell"):
+        values_of(tmp_path / "mrs", data=dataset)
+    case = PreparedDataset(dataset).case("d-1")
+    save_volume(Volume(case.target + 1, case.affine), tmp_path / "truth" / "d-1.nii.gz")
+    files = {"targets": tmp_path / "truth"}
+    assert values_of(tmp_path / "mrs", **files)["mae"] > 0  # a gain is fitted
+    with pytest.raises(RequestError, match=r"Case d-1: The prediction is a synthetic MR whose headers"):
+        values_of(tmp_path / "mrs", uncertainty=tmp_path / "sd", **files)
+
+
+def test_the_viewer_shows_a_series_in_its_own_units(model, ct_folder, tmp_path):
+    run(ct_folder, tmp_path / "mr", model)
+    run(ct_folder, tmp_path / "mr.nii.gz", model, format="nifti", overwrite=True)
+    (tmp_path / "kept").mkdir()
+    read_given(tmp_path / "mr", tmp_path / "kept", Described(name="mr", group="case", role="result"))
+    kept, volume = load_kept(tmp_path / "kept", "source"), load_volume(tmp_path / "mr.nii.gz")
+    assert np.abs(kept.array - volume.array).max() <= 0.05 + 1e-4

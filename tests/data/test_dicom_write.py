@@ -407,14 +407,43 @@ def test_another_number_of_slices_than_the_source_is_refused(ct, tmp_path):
 # --- values ----------------------------------------------------------------------------------------------
 
 
-def test_small_values_are_stored_in_finer_steps_and_it_is_said(tmp_path):
+def test_small_values_are_stored_in_finer_steps_and_come_back(tmp_path):
     volume = noise(np.diag([2.0, 2.0, 2.0, 1.0]))
     volume = volume.with_array(volume.array / 1000)
     write(volume, tmp_path / "mr")
     again = load_volume(tmp_path / "mr")
-    assert np.abs(again.array / 1000 - volume.array).max() <= 0.0005 + 1e-6
-    description = images(tmp_path / "mr")[0].DerivationDescription
-    assert description == f"{SENTENCE} Stored values are 1000 times these units."
+    assert np.abs(again.array - volume.array).max() <= 0.0005 + 1e-6
+    assert again.metadata["stored_per_unit"] == 1000 and again.metadata["warnings"] == []
+    first = images(tmp_path / "mr")[0]
+    assert first.DerivationDescription == f"{SENTENCE} Stored values are 1000 times these units."
+    assert np.abs(first.pixel_array.T / 1000 - volume.array[:, :, 0]).max() <= 0.0005 + 1e-6
+
+
+@pytest.mark.parametrize("factor", [1e-5, 0.1, 1, 10, 1e6])
+def test_any_factor_comes_back(factor, tmp_path):
+    volume = noise(np.eye(4))
+    volume = volume.with_array(volume.array / np.float32(factor))
+    write(volume, tmp_path / "mr", factor=factor)
+    np.testing.assert_allclose(load_volume(tmp_path / "mr").array, volume.array, rtol=1e-6)
+
+
+def test_only_what_was_multiplied_is_divided(tmp_path):
+    """A CT of ours and another maker's MR may say the same; an MR of ours may have lost what it said."""
+    volume, said = noise(np.eye(4)), "Stored values are 10 times these units."
+    write(volume, tmp_path / "ct", modality="CT", derivation=said)
+    assert np.array_equal(load_volume(tmp_path / "ct").array, volume.array)
+    for name in ("other", "emptied"):
+        write(volume, tmp_path / name, factor=10)
+        for path in (tmp_path / name).iterdir():
+            image = pydicom.dcmread(path)
+            if name == "other":
+                image.Manufacturer = "Scanners Ltd"
+            else:
+                del image.DerivationDescription
+            image.save_as(path)
+        read = load_volume(tmp_path / name)
+        assert np.array_equal(read.array, 10 * volume.array)
+        assert ("headers no longer tell" in " ".join(read.metadata["warnings"])) == (name == "emptied")
 
 
 @pytest.mark.parametrize(

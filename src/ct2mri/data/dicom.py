@@ -11,6 +11,7 @@ import numpy as np
 
 from ct2mri.data.dicom_files import frame_value, read_header, read_whole_header
 from ct2mri.data.dicom_frames import DIFFERENCES, GEOMETRY_KEYWORDS, Frame, Stack, frames_of, stack_frames
+from ct2mri.data.dicom_header import stored_per_unit
 from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.dicom_pixels import PIXEL_KEYWORDS, read_planes
 from ct2mri.data.dicom_series import DicomScan, DicomSeries, find_series, scan_files
@@ -32,6 +33,11 @@ __all__ = [
 _SLICE_KEYWORDS = {*GEOMETRY_KEYWORDS, *DIFFERENCES, *PIXEL_KEYWORDS, "RescaleType", "LossyImageCompression"}
 _NO_SCANS = ("RTDOSE", "SEG")  # they lie in space as scans do, and beside them in exports of radiotherapy
 _SHOWN = 6
+
+SCALE_IS_LOST = (
+    "is a synthetic MR whose headers no longer tell (in the derivation description) by what its values were "
+    "multiplied to be stored"
+)
 
 
 def load_dicom_files(files: list[Path], name: str) -> Volume:
@@ -86,7 +92,8 @@ def load_series(series: DicomSeries, name: str) -> Volume:
     Returns:
         The volume, its slices along k in the direction of rows × columns, in HU for a CT; padding is −1024 HU
         there and 0 elsewhere. Its metadata hold the facts of the series, `modality`, `warnings` and `dicom`,
-        a `DicomOrigin`.
+        a `DicomOrigin`. Of a synthetic MR that was stored times `stored_per_unit`, which the metadata then
+        hold as well, the values are those before; where its headers no longer tell, that is None.
 
     Raises:
         RequestError: its slices do not fill a regular grid, or a file is damaged.
@@ -101,13 +108,21 @@ def load_series(series: DicomSeries, name: str) -> Volume:
     fill = AIR_HU if series.modality == "CT" else 0.0
     for k, plane in enumerate(read_planes(stack.frames, fill, name)):
         array[:, :, k] = plane.T
+    origin = _origin(stack)
     metadata: dict[str, Any] = {
         **series.facts,
         "warnings": stack.warnings + _warnings(stack.frames[0], series.modality, name),
-        "dicom": _origin(stack),
+        "dicom": origin,
     }
     if series.modality:
         metadata["modality"] = series.modality
+    per_unit = stored_per_unit(origin.header)
+    if per_unit != 1:
+        metadata["stored_per_unit"] = per_unit
+    if per_unit is None:
+        metadata["warnings"].append(f"{name} {SCALE_IS_LOST}: they are taken as they are stored.")
+    elif per_unit != 1:
+        array /= np.float32(per_unit)
     return Volume(array, LPS_TO_RAS @ stack.affine, metadata)
 
 

@@ -1,6 +1,7 @@
 """What all images of a synthetic DICOM series say of themselves: whose they are, and where they come from."""
 
 import copy
+import re
 import uuid
 from datetime import datetime
 
@@ -11,6 +12,8 @@ from ct2mri import __version__
 from ct2mri.data.dicom_origin import DicomOrigin
 
 MANUFACTURER = "ct2mri"
+
+_STORED_PER_UNIT = re.compile(r"Stored values are ([0-9.e+-]+) times these units\.")
 
 _SERIES_NUMBER = 9001  # viewers sort by it: after the series of scanners
 
@@ -130,6 +133,27 @@ def add_provenance(
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
             if keyword in source:
                 header.add(copy.deepcopy(source[keyword]))
+
+
+def add_stored_per_unit(header: Dataset, factor: float) -> None:
+    """Say by what an MR's values were multiplied; no attribute of an MR image says it to all readers."""
+    if factor != 1:
+        header.DerivationDescription += f" Stored values are {factor:.12g} times these units."
+
+
+def stored_per_unit(header: Dataset) -> float | None:
+    """By what the values of a synthetic MR were multiplied to be stored; 1 of any other image.
+
+    None where this program wrote the image, and someone took the description of its derivation away.
+    """
+    maker, modality = (str(header.get(keyword) or "").strip() for keyword in ("Manufacturer", "Modality"))
+    if maker != MANUFACTURER or modality != "MR":
+        return 1.0
+    description = str(header.get("DerivationDescription") or "")
+    found = _STORED_PER_UNIT.search(description)
+    if found is not None:
+        return float(found[1])
+    return 1.0 if description else None
 
 
 def code_item(value: str, meaning: str) -> Dataset:

@@ -14,7 +14,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from tqdm import tqdm
 
-from ct2mri.data.dicom_header import add_provenance, add_series, add_source, code_item, fresh_uid
+from ct2mri.data.dicom_header import (
+    add_provenance,
+    add_series,
+    add_source,
+    add_stored_per_unit,
+    code_item,
+    fresh_uid,
+)
 from ct2mri.data.dicom_origin import DicomOrigin
 from ct2mri.data.geometry import LPS_TO_RAS
 from ct2mri.data.intensity import AIR_HU
@@ -43,9 +50,9 @@ def save_dicom_series(
 ) -> None:
     """Write a synthetic volume as a DICOM series into a folder of its own, whole or not at all.
 
-    One image a slice k, of MR Image Storage or CT Image Storage, unsigned 16 bit with slope 1. Read again,
-    the series lies where the volume does; of a left-handed grid, which readers of DICOM do not make, the
-    last axis then runs the other way.
+    One image a slice k, of MR Image Storage or CT Image Storage, unsigned 16 bit with slope 1. Read again by
+    `load_volume`, the series lies where the volume does and has its values, rounded to a stored step; of a
+    left-handed grid, which readers of DICOM do not make, the last axis then runs the other way.
 
     Args:
         volume: on the grid of its source; an MR in any units, 0 or more; a CT in HU.
@@ -170,8 +177,7 @@ def _add_pixel_rules(
                 f"got {lowest:g}."
             )
         intercept = 0
-        if factor != 1:
-            header.DerivationDescription += f" Stored values are {factor:g} times these units."
+        add_stored_per_unit(header, factor)
         shown = volume.array[volume.array > 0]
         upper = factor * float(np.percentile(shown, 99.5)) if shown.size else 1.0
         centre, width = upper / 2, max(1.0, upper)

@@ -78,8 +78,8 @@ def load_volume(path: str | Path) -> Volume:
 
     Returns:
         The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see) and, for
-        DICOM, `modality`, the facts of `DicomSeries` (`contrast_agent`, `kvp`, `kernel`, `cbct`, …) and
-        `dicom`, a `DicomOrigin`.
+        DICOM, `modality`, the facts of `DicomSeries` (`contrast_agent`, `kvp`, `kernel`, `cbct`, …),
+        `dicom`, a `DicomOrigin`, and `stored_per_unit` as `load_series` has it.
 
     Raises:
         RequestError: there is no such file, it is damaged, of an unknown format, or not one scalar volume.

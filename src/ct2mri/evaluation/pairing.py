@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct2mri.data.cases import PreparedCase, PreparedDataset
+from ct2mri.data.dicom import SCALE_IS_LOST
 from ct2mri.data.geometry import resample
 from ct2mri.data.intensity import AIR_HU, unscale_target, unscale_window
 from ct2mri.data.io import is_volume_path, load_volume, volume_stem
@@ -22,6 +23,8 @@ from ct2mri.files import read_json
 TARGET_PERCENTILE = 99.5
 HU_RANGE = 4095.0
 """Range of a stored CT, −1024 to 3071 HU: the peak of PSNR where no plan says another."""
+
+_SCALE_IS_NEEDED = f"{SCALE_IS_LOST}; give the series as it was written, or the result as NIfTI."
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class Pair:
         centre: where it was scanned; None where it is not known.
         source: (i, j, k), what was translated, for pictures; None where it is not known.
         source_in_hu: whether `source` is in HU.
-        scale: what the prediction's own values were multiplied by.
+        scale: what the prediction's own values were multiplied by; None where their units are not known.
         notes: what was done to bring the images together, a sentence each.
         unscaled: why there is no scale to compare on, so that no number is defined; empty where there is one.
     """
@@ -66,7 +69,7 @@ class Pair:
     centre: str | None = None
     source: NDArray[np.float32] | None = None
     source_in_hu: bool = False
-    scale: float = 1.0
+    scale: float | None = 1.0
     notes: list[str] = field(default_factory=list)
     unscaled: str = ""
 
@@ -107,6 +110,7 @@ def pairs_of_files(
 
     def load(case_id: str) -> Pair:
         prediction, target = load_volume(predicted[case_id]), load_volume(wanted[case_id])
+        known = _knows_units(prediction)
         inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
         if masks is not None:
             mask = load_volume(mask_paths[case_id])
@@ -146,7 +150,7 @@ def pairs_of_files(
             ct_in_hu=in_hu or source_in_hu,
             source=source,
             source_in_hu=source_in_hu,
-            scale=factors["gain"] / factors["reference"] if factors else 1.0,
+            scale=(factors["gain"] / factors["reference"] if factors else 1.0) if known else None,
             notes=notes,
             unscaled=unscaled,
         )
@@ -161,7 +165,11 @@ def pairs_of_dataset(
     *,
     resampled: bool = False,
 ) -> tuple[Matches, Callable[[str], Pair]]:
-    """What matches, and a function that loads a case: predictions on the prepared grids, prepared targets."""
+    """What matches, and a function that loads a case: predictions on the prepared grids, prepared targets.
+
+    Raises:
+        RequestError: nothing matches, or (at the pair) grids differ or the prediction's units are not known.
+    """
     case_ids = dataset.case_ids(split)
     if not case_ids:
         raise RequestError(f"{dataset.root} has no {split} case; choose another --split.")
@@ -178,6 +186,8 @@ def pairs_of_dataset(
         case = dataset.case(case_id)
         grid_of_case = Volume(case.target, case.affine)
         prediction = load_volume(predicted[case_id])
+        if not _knows_units(prediction):
+            raise RequestError(f"Case {case_id}: {predicted[case_id].name} {_SCALE_IS_NEEDED}")
         prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
         source = _source_of(case, plan)
         if plan.target_units == "HU":
@@ -281,13 +291,20 @@ def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float
         the spread, the number of samples where the file beside it tells, and what was done.
 
     Raises:
-        RequestError: the grids differ.
+        RequestError: the grids differ, or the units of the prediction are not known.
     """
+    if pair.scale is None:
+        raise RequestError(f"The prediction {_SCALE_IS_NEEDED}")
     target = Volume(pair.target, pair.grid.affine)
     spread, _, notes = _on_grid_of(target, load_volume(path), pair.case_id, resampled, "spread")
     sidecar = path.with_name(f"{volume_stem(path)}.json")
     samples = read_json(sidecar).get("samples") if sidecar.is_file() else None
     return spread.array * np.float32(abs(pair.scale)), samples, notes
+
+
+def _knows_units(prediction: Volume) -> bool:
+    """Whether values are in the units that they were drawn in, for all that can be told."""
+    return prediction.metadata.get("stored_per_unit", 1.0) is not None
 
 
 def looks_like_hu(array: NDArray[np.float32]) -> bool:
