@@ -128,6 +128,9 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(cts, tmp_path, capsy
     assert "was made with another seed" in capsys.readouterr().err
     assert main([*words, "--precision", "bf16"]) == 2
     assert "was made with another precision" in capsys.readouterr().err
+    line(1).with_plan(plan(spacing=None, crop_margin_mm=8.0)).save_pretrained(tmp_path / "other")
+    assert main([*words, "--model", str(tmp_path / "other")]) == 2
+    assert "was made with another plan" in capsys.readouterr().err
     save_volume(ct(seed=9), folder / "a.nii.gz")
     assert main(words) == 2
     assert "what was measured of another a than" in capsys.readouterr().err

@@ -124,6 +124,7 @@ def _request(options: StabilityOptions, pipeline: TranslationPipeline) -> dict[s
     last = pipeline.stages[-1]
     return {
         "model": {"name": pipeline.name, "hash": pipeline.hash},
+        "plan": pipeline.plan.decisive,
         "num_inference_steps": last.num_inference_steps if options.steps is None else options.steps,
         "sampler": options.sampler or last.sampler,
         "seed": options.seed,
@@ -142,7 +143,7 @@ def _done(path: Path, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     before = read_stability(path)
-    if different := [name for name, value in request.items() if before["request"][name] != value]:
+    if different := [name for name, value in request.items() if before["request"].get(name) != value]:
         raise RequestError(
             f"{path} was made with another {different[0].replace('_', ' ')}; give another output folder."
         )
