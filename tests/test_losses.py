@@ -19,7 +19,7 @@ def test_double_loss_vector(reference):
     assert loss.item() == pytest.approx(vector["loss"].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["mse", "l1", "double"])
+@pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1", "double"])
 def test_invalid_voxels_do_not_count(loss):
     torch.manual_seed(0)
     output, target = torch.randn(3, 2, 6, 5), torch.randn(3, 2, 6, 5)
@@ -101,6 +101,25 @@ def test_gradient_loss_sees_edges_and_no_level():
     blurred = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
     noisy = sharp + 0.01 * torch.randn(1, 1, 16, 16)
     assert gradient_loss(blurred, sharp) > gradient_loss(noisy, sharp)
+
+
+def test_smooth_l1_is_least_near_the_mean_and_l1_at_the_median():
+    """Of a line that is there in one case of three, L1's best answer is none, and smooth L1's a faint one."""
+    images = torch.zeros(3, 1, 8, 8)
+    images[0, ..., 4] = 0.15
+    timestep = torch.full((3,), 999)
+
+    def loss(strength, kind):
+        answer = torch.zeros_like(images)
+        answer[..., 4] = strength
+        return float(diffusion_loss(answer, images, timestep, OURS, kind, gradient_weight=0.5))
+
+    strengths = np.linspace(0, 0.15, 16)
+    assert strengths[np.argmin([loss(s, "l1") for s in strengths])] == 0
+    assert strengths[np.argmin([loss(s, "smooth_l1") for s in strengths])] == pytest.approx(0.05)
+    far = torch.full((1, 1, 3, 3), 3.0)
+    last = torch.tensor([999])
+    assert diffusion_loss(far, torch.zeros_like(far), last, OURS, "smooth_l1").item() == pytest.approx(2.9)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (5, 5), (13, 22)])

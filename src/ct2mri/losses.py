@@ -11,7 +11,10 @@ from torch.nn import functional
 
 from ct2mri.diffusion import NoiseSettings, noise_levels
 
-Loss = Literal["mse", "l1", "double"]
+Loss = Literal["mse", "l1", "smooth_l1", "double"]
+
+SMOOTH_L1_BETA = 0.2
+"""Errors up to here, a tenth of an image's range, count by their square in `smooth_l1` (β of PyTorch's)."""
 
 GRADIENT_SCALES = 3
 """Sizes at which `gradient_loss` compares: whole, half and a quarter."""
@@ -32,7 +35,16 @@ def double_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None
     return 0.8 * level + 0.2 * (both * change).sum(axes) / elements
 
 
-def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def error_size(error: Tensor, *, smooth: bool) -> Tensor:
+    """Each error's absolute value or, `smooth`, its smooth L1: e² / 2β up to β, |e| − β / 2 beyond."""
+    if not smooth:
+        return error.abs()
+    return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=SMOOTH_L1_BETA)
+
+
+def gradient_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None, *, smooth: bool = False
+) -> Tensor:
     """L1 of the differences between neighbouring pixels or voxels, at three scales, per item, (B,).
 
     It is the sum, over all axes and over the image as it is and averaged over edges of 2 and 4, of the mean
@@ -44,6 +56,8 @@ def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = No
         prediction: images, (B, C, *spatial).
         target: the same shape.
         weight: (B, 1, *spatial), 0 where the target is not valid: differences to such pixels do not count.
+        smooth: by smooth L1 instead. Where several gradients are possible, L1 is least at their median, which
+            is none where an edge is more likely absent; smooth L1 is least near their mean, a faint edge.
     """
     error = prediction - target
     weight = torch.ones_like(error[:, :1]) if weight is None else weight
@@ -61,7 +75,8 @@ def gradient_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = No
             size = error.shape[dim] - 1
             both = weight.narrow(dim, 0, size) * weight.narrow(dim, 1, size)
             both = both.expand(-1, error.shape[1], *[-1] * len(axes[1:]))
-            total = total + (both * error.diff(dim=dim).abs()).sum(axes) / both.sum(axes).clamp(min=1)
+            change = error_size(error.diff(dim=dim), smooth=smooth)
+            total = total + (both * change).sum(axes) / both.sum(axes).clamp(min=1)
     return total
 
 
@@ -100,8 +115,9 @@ def diffusion_loss(
         training_target: the same shape, from `noisy_sample`.
         timestep: (B,).
         settings: the diffusion process.
-        loss: `mse`, `l1` or `double`. With `mse`, items at a last timestep that shows the network nothing
-            are compared by L1: their best answer is an estimate, and the median is the sharper one.
+        loss: `mse`, `l1`, `smooth_l1` (gradients too) or `double`. With `mse`, items at a last timestep that
+            shows the network nothing are compared by L1: their best answer is an estimate, and the median is
+            the sharper one.
         weight: (B, 1, *spatial), e.g. the valid mask; voxels of weight 0 do not count.
         gradient_weight: weight of `gradient_loss` beside that, at a last timestep that shows the network
             nothing.
@@ -113,18 +129,19 @@ def diffusion_loss(
     axes = tuple(range(1, training_target.ndim))
     elements = weight.sum(axes).clamp(min=1)
     error = model_output - training_target
-    l1 = (weight * error.abs()).sum(axes) / elements
+    smooth = loss == "smooth_l1"
+    l1 = (weight * error_size(error, smooth=smooth)).sum(axes) / elements
     blind = (timestep.to(l1.device) == settings.last_timestep) & (settings.last_timestep_input == "zero")
     if loss == "double":
         items = double_loss(model_output, training_target, weight)
-    elif loss == "l1":
+    elif loss in ("l1", "smooth_l1"):
         items = l1
     else:
         items = torch.where(blind, l1, (weight * error**2).sum(axes) / elements)
     if min_snr_gamma is not None:
         items = items * torch.where(blind, 1, min_snr_weight(timestep, settings, min_snr_gamma, items))
     if gradient_weight:
-        gradients = gradient_loss(model_output, training_target, weight[:, :1])
+        gradients = gradient_loss(model_output, training_target, weight[:, :1], smooth=smooth)
         images = blind | (from_estimate and settings.prediction_type == "sample")
         items = items + gradient_weight * torch.where(images, gradients, 0)
     return items.mean()

@@ -97,8 +97,10 @@ class NoiseOptions:
         None,
     )
     last_timestep_share: float = argument("share of each training batch held at the last timestep", 0.25)
-    loss: Literal["mse", "l1", "double"] = argument(
-        "loss before the last timestep (there: L1 where mse)", "mse"
+    loss: Literal["mse", "l1", "smooth_l1", "double"] = argument(
+        "loss before the last timestep (there: L1 where mse); `smooth_l1` counts errors under a tenth of the "
+        "range by their square, and gradients likewise: nearer to the mean of what is possible",
+        "mse",
     )
     min_snr_gamma: float | None = argument(
         "weight errors before the last timestep by min-SNR, with this limit (5 is usual), so that those with "
