@@ -470,6 +470,49 @@ def test_results_are_not_overwritten_unless_asked(model, ct_file, tmp_path, caps
     assert names(tmp_path) == ["mr.json", "sd.json"]
 
 
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_an_input_is_never_written_over(overwrite, model, tmp_path, capsys):
+    source, mask, plan = (tmp_path / name for name in ("own.nii.gz", "mask.nii.gz", "plan.json"))
+    save_volume(tiny.ct(), source)
+    save_volume(tiny.ct().with_array(np.ones_like(tiny.ct().array)), mask)
+    tiny.plan().write(plan)
+    (tmp_path / "link.nii.gz").symlink_to(source)
+    (tmp_path / "deeper").mkdir()
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    common = ["--mask", mask, "--plan", plan, "--samples", "2", "--model", model, *overwrite]
+    for output, spread, kept in [
+        (source, "sd.nii", source),
+        (tmp_path / "deeper" / ".." / "own.nii.gz", "sd.nii", source),
+        (tmp_path / "link.nii.gz", "sd.nii", source),
+        (mask, "sd.nii", mask),
+        (tmp_path / "plan.nii.gz", "sd.nii", plan),  # its sidecar
+        (tmp_path / "mr.nii", source, source),
+        (tmp_path / "mr.nii", mask, mask),
+        (tmp_path / "mr.nii", "plan.nii", plan),
+    ]:
+        words = (source, "-o", output, "--uncertainty", tmp_path / spread, *common)
+        assert f"would be written over the input {kept}; give another name" in refused(capsys, *words)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_no_source_of_a_cohort_is_written_over(model, tmp_path):
+    cts = tmp_path / "cts"
+    for seed, name in enumerate(("ct.nii.gz", "001/ct.nii.gz", "b.nii.gz")):
+        save_volume(tiny.ct(seed=seed), cts / name)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.nii.gz").symlink_to(cts / "b.nii.gz")
+    before = {name: (cts / name).read_bytes() for name in names(cts)}
+    for output, spread, path in [
+        (cts / "001", tmp_path / "sd", "001/ct.nii.gz"),
+        (tmp_path / "out", cts / "001", "001/ct.nii.gz"),
+        (tmp_path / "links", tmp_path / "sd", "b.nii.gz"),
+    ]:
+        with pytest.raises(RequestError, match=rf"would be written over the input .*{path}; give another"):
+            run(cts, output, model, samples=2, uncertainty=spread, overwrite=True)
+    assert {name: (cts / name).read_bytes() for name in names(cts)} == before
+    assert not (tmp_path / "out").exists() and not (tmp_path / "sd").exists()
+
+
 def test_a_full_disk_leaves_no_half_file(model, tmp_path):
     """A limit on the size of files stands for the full disk: writing fails midway, as it would there."""
     save_volume(tiny.ct((30, 30, 30), np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "ct.nii.gz")

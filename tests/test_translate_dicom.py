@@ -137,6 +137,17 @@ def test_a_ct_becomes_a_series_beside_it(model, ct_folder, tmp_path, capsys):
     assert "mr, patient of the source: synthetic MR in arbitrary MR units" in capsys.readouterr().out
 
 
+def test_an_input_inside_the_folder_of_the_result_is_kept(model, ct_folder, tmp_path):
+    run(ct_folder, tmp_path / "series", model)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "series").iterdir()}
+    first = tmp_path / "series" / min(before)
+    with pytest.raises(RequestError, match=rf"series would be written over the input {first}; give another"):
+        run(first, tmp_path / "series", model, overwrite=True)
+    with pytest.raises(RequestError, match=r"series would be written over the input .*series; give another"):
+        run(ct_folder, tmp_path / "series", model, mask=tmp_path / "series", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "series").iterdir()} == before
+
+
 def test_a_validator_accepts_it(model, ct_folder, tmp_path):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed (Debian package dicom3tools)")

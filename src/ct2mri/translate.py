@@ -1,6 +1,6 @@
 """`ct2mri translate`: a CT, a folder of CTs, or a prepared data set's held-out cases become MR volumes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from ct2mri.pipeline import (
 from ct2mri.processes import place
 from ct2mri.stages import Execution, OnStep, check_batch_size
 from ct2mri.translation_cohort import Share, do_all, share_of
+from ct2mri.translation_inputs import require_inputs_kept
 from ct2mri.translation_jobs import Job, do_job, settings_of, sidecar_of
 
 SUFFIX = ".nii.gz"
@@ -118,7 +119,7 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         require_replaceable(options.output)
     else:
         _check_file_name(options)
-    written = [options.output, sidecar_of(options.output, dicom)]
+    written = _written(options, options.output, options.uncertainty)
     if options.uncertainty is not None:
         require_writable(options.uncertainty)
         if options.uncertainty.resolve() == options.output.resolve():
@@ -128,7 +129,7 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
                 f"--output {options.output} and --uncertainty {options.uncertainty} would both have the "
                 f"sidecar {written[1]}; give names that differ in more than the suffix."
             )
-        written += [options.uncertainty, sidecar_of(options.uncertainty)]
+    require_inputs_kept(written, [source, options.mask, options.plan])
     if not options.overwrite:
         for path in written:
             if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -171,12 +172,13 @@ def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> 
         if path is not None and path.resolve() == folder.resolve():  # of DICOM, more is refused already
             raise RequestError(f"Results would lie among their CTs in {folder}; give another --{name}.")
     sources = find_cts(folder)
+    outputs = _outputs(options, sources, [*sources.values(), options.plan])
     pipeline = _load_pipeline(options)
     jobs = [
         _job(
             options,
             name,
-            _outputs(options, name),
+            outputs[name],
             partial(_run_path, options, source),
             pipeline.plan,
             {"source": source.name},
@@ -199,6 +201,8 @@ def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> N
             f"{root} has no case in its {options.split} split; give another --split, "
             "or prepare it with another one."
         )
+    folders = [dataset.case(case_id).folder for case_id in case_ids]
+    outputs = _outputs(options, case_ids, [*folders, root / "plan.json"])
     pipeline = _load_pipeline(options)
     different = [name for name in MUST_AGREE if getattr(dataset.plan, name) != getattr(pipeline.plan, name)]
     if different:
@@ -212,7 +216,7 @@ def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> N
         _job(
             options,
             case_id,
-            _outputs(options, case_id),
+            outputs[case_id],
             partial(_run_case, options, dataset.case(case_id), dataset.plan),
             dataset.plan,
             {"case_id": case_id},
@@ -261,10 +265,24 @@ def _require_folders(options: TranslateOptions, why: str) -> None:
             require_place(path)
 
 
-def _outputs(options: TranslateOptions, name: str) -> tuple[Path, Path | None]:
-    uncertainty = None if options.uncertainty is None else options.uncertainty / f"{name}{SUFFIX}"
-    output = options.output / (name if options.format == "dicom" else f"{name}{SUFFIX}")
-    return output, uncertainty
+def _outputs(
+    options: TranslateOptions, names: Iterable[str], inputs: Iterable[Path | None]
+) -> dict[str, tuple[Path, Path | None]]:
+    """Where results and their spreads go, by name; none over an input."""
+    outputs: dict[str, tuple[Path, Path | None]] = {}
+    for name in names:
+        uncertainty = None if options.uncertainty is None else options.uncertainty / f"{name}{SUFFIX}"
+        output = options.output / (name if options.format == "dicom" else f"{name}{SUFFIX}")
+        outputs[name] = output, uncertainty
+    written = (path for of_one in outputs.values() for path in _written(options, *of_one))
+    require_inputs_kept(written, inputs)
+    return outputs
+
+
+def _written(options: TranslateOptions, output: Path, uncertainty: Path | None) -> list[Path]:
+    """What a result and its spread take the place of, their sidecars among it."""
+    written = [output, sidecar_of(output, options.format == "dicom")]
+    return written if uncertainty is None else [*written, uncertainty, sidecar_of(uncertainty)]
 
 
 def _load_pipeline(options: TranslateOptions) -> TranslationPipeline:
