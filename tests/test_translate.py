@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -327,6 +328,34 @@ def test_held_out_cases_of_a_data_set(model, dataset, tmp_path):
         "a-1.nii.gz",
         "b-1.nii.gz",
     ]
+
+
+def test_results_of_another_data_sets_case_are_not_taken_for_done(model, dataset, tmp_path):
+    run(None, tmp_path / "out", model, data=dataset)
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other, copy_function=shutil.copyfile)
+    run(None, tmp_path / "out", model, data=other)  # the same, elsewhere
+    summary = json.loads((tmp_path / "out" / "translate-summary.json").read_text())
+    assert (summary["translated"], summary["done_before"]) == (0, 1)
+    case = other / "cases" / "d-1"
+    whole = {name: (case / name).read_bytes() for name in ("source.npy", "mask.npy", "case.json")}
+    facts = json.loads(whole["case.json"])
+    facts["affine"][0][3] += 1
+    source = np.load(case / "source.npy")
+    source[0, 3, 3, 3] += 0.01
+    mask = np.load(case / "mask.npy")
+    mask[3, 3, 3] ^= True
+    for name, what in (("source", "source"), ("mask", "mask"), ("case", "source")):
+        for file, content in whole.items():
+            (case / file).write_bytes(content)
+        if name == "case":
+            (case / "case.json").write_text(json.dumps(facts))
+        else:
+            np.save(case / f"{name}.npy", source if name == "source" else mask)
+        with pytest.raises(
+            RequestError, match=rf"d-1.nii.gz was made of another {what}.*; give another output"
+        ):
+            run(None, tmp_path / "out", model, data=other)
 
 
 def test_the_data_set_way_agrees_with_the_volume_way(model, dataset, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 import tiny
+from ct2mri.data.geometry import to_sitk
 from ct2mri.data.io import load_volume, save_volume
 from ct2mri.errors import RequestError
 from ct2mri.options.translation import TranslateOptions
+from ct2mri.stage_files import file_hash
 from ct2mri.translate import translate
 
 STEPS = 4
@@ -233,6 +238,104 @@ def test_a_spread_that_is_asked_for_later_goes_with_results_of_the_same_settings
     run(two_cts, tmp_path / "more", model, samples=2)
     run(two_cts, tmp_path / "more", model, samples=2, uncertainty=tmp_path / "sd")
     assert sorted(files(tmp_path / "sd")) == ["a.json", "a.nii.gz", "b.json", "b.nii.gz"]
+
+
+# --- what results were made of ---------------------------------------------------------------------------
+
+
+def summary(output: Path) -> tuple[int, int]:
+    told = json.loads((output / "translate-summary.json").read_text())
+    return told["translated"], told["done_before"]
+
+
+def test_results_of_another_patient_of_that_name_are_not_taken_for_done(model, tmp_path):
+    for seed, folder in enumerate(("sA", "sB")):
+        save_volume(tiny.ct(seed=seed), tmp_path / folder / "001.nii")
+    times = (1e9, 1e9)
+    for folder in ("sA", "sB"):  # of one size and one time, as out of an archive that keeps no times
+        os.utime(tmp_path / folder / "001.nii", times)
+    spread = {"samples": 2, "uncertainty": tmp_path / "sd"}
+    run(tmp_path / "sA", tmp_path / "out", model, **spread)
+    before = files(tmp_path)
+    with pytest.raises(
+        RequestError, match=r"out/001.nii.gz was made of another source than .*sB/001.nii; give"
+    ):
+        run(tmp_path / "sB", tmp_path / "out", model, **spread)
+    save_volume(tiny.ct(seed=2), tmp_path / "sA" / "001.nii")
+    os.utime(tmp_path / "sA" / "001.nii", times)
+    with pytest.raises(
+        RequestError, match=r"out/001.nii.gz was made of another source than .*sA/001.nii; give"
+    ):
+        run(tmp_path / "sA", tmp_path / "out", model, **spread)
+    assert files(tmp_path / "out") == {
+        name.removeprefix("out/"): content for name, content in before.items() if name.startswith("out/")
+    }
+    run(tmp_path / "sB", tmp_path / "out", model, overwrite=True, **spread)
+    run(tmp_path / "sB", tmp_path / "out", model, **spread)
+    assert summary(tmp_path / "out") == (0, 1)
+
+
+def test_a_source_is_the_same_wherever_it_lies(model, two_cts, tmp_path, write_dicom_slice, monkeypatch):
+    (two_cts / "b.nii.gz").unlink()
+    voxels = tiny.ct((20, 22, 9), np.eye(4)).array
+    for k in range(9):
+        stored = (voxels[:, :, k].T + 1024).round().astype(np.int16)
+        write_dicom_slice(two_cts / "c" / f"{k}.dcm", stored, (0, 0, 4.0 * k), PixelSpacing=[4, 4])
+    SimpleITK.WriteImage(to_sitk(tiny.ct(seed=3)), two_cts / "d.mhd")  # its voxels lie in d.raw
+    run(two_cts, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (3, 0)
+    with monkeypatch.context() as patch:  # what lies as it did is not even read
+        patch.setattr("ct2mri.translation_inputs.file_hash", None)
+        run(two_cts, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (0, 3)
+
+    copies = tmp_path / "copies"
+    shutil.copytree(two_cts, copies, copy_function=shutil.copyfile)
+    for k in range(9):
+        (copies / "c" / f"{k}.dcm").rename(copies / "c" / f"image {9 - k}.dcm")
+    (copies / "c" / ".DS_Store").write_text("hidden")
+    (copies / "c" / "notes.txt").write_text("passed over")
+    run(copies, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (0, 3)
+    (copies / "c" / "image 1.dcm").rename(tmp_path / "away")
+    with pytest.raises(RequestError, match=r"out/c.nii.gz was made of another source than .*copies/c; give"):
+        run(copies, tmp_path / "out", model)
+    (tmp_path / "away").rename(copies / "c" / "image 1.dcm")
+    SimpleITK.WriteImage(to_sitk(tiny.ct(seed=4)), copies / "d.mhd")
+    with pytest.raises(RequestError, match=r"out/d.nii.gz was made of another source than .*copies/d.mhd; g"):
+        run(copies, tmp_path / "out", model)
+
+
+def test_a_result_inside_a_mask_is_none_of_a_cohort(model, two_cts, tmp_path):
+    (two_cts / "b.nii.gz").unlink()
+    save_volume(tiny.ct().with_array(np.ones_like(tiny.ct().array)), tmp_path / "mask.nii.gz")
+    run(two_cts / "a.nii.gz", tmp_path / "out" / "a.nii.gz", model, mask=tmp_path / "mask.nii.gz")
+    with pytest.raises(RequestError, match=r"out/a.nii.gz was made of another mask; give another output"):
+        run(two_cts, tmp_path / "out", model)
+    run(two_cts / "a.nii.gz", tmp_path / "out" / "a.nii.gz", model, overwrite=True)
+    run(two_cts, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (0, 1)
+
+
+def test_a_sidecar_tells_what_a_result_was_made_of_in_hashes_alone(model, two_cts, tmp_path):
+    run(two_cts, tmp_path / "out", model)
+    sidecar = tmp_path / "out" / "a.json"
+    facts = json.loads(sidecar.read_text())
+    told = facts.pop("inputs")
+    assert told["source"] == file_hash(two_cts / "a.nii.gz") and told["mask"] is None
+    assert re.fullmatch("[0-9a-f]{64}", told["state"]) and set(told) == {"source", "mask", "state"}
+    sidecar.write_text(json.dumps(facts))  # as earlier versions left it
+    before = files(tmp_path)
+    with pytest.raises(
+        RequestError, match=r"The sidecar of .*a.nii.gz, of an earlier version, does not tell"
+    ):
+        run(two_cts, tmp_path / "out", model)
+    assert files(tmp_path) == before
+    run(two_cts, tmp_path / "out", model, overwrite=True)
+    run(two_cts, tmp_path / "out", model)
+
+
+# --- killed ----------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):

@@ -32,7 +32,7 @@ from ct2mri.pipeline import (
 from ct2mri.processes import place
 from ct2mri.stages import Execution, OnStep, check_batch_size
 from ct2mri.translation_cohort import Share, do_all, share_of
-from ct2mri.translation_inputs import require_inputs_kept
+from ct2mri.translation_inputs import Inputs, require_inputs_kept
 from ct2mri.translation_jobs import Job, do_job, settings_of, sidecar_of
 
 SUFFIX = ".nii.gz"
@@ -147,6 +147,7 @@ def _translate_file(options: TranslateOptions, source: Path) -> None:
         partial(_run, options, ct, mask),
         pipeline.plan,
         {"source": source.name},
+        Inputs(source, options.mask),
     )
     do_job(job, pipeline, settings_of(pipeline, options, pipeline.plan))
 
@@ -158,10 +159,11 @@ def _job(
     run: Callable[[TranslationPipeline, OnStep], TranslationResult],
     plan: Plan,
     facts: dict[str, Any],
+    inputs: Inputs,
 ) -> Job:
     # The name of a source's file may name the patient.
     facts = {} if options.anonymize else facts
-    return Job(name, *outputs, run, plan, facts, options.format == "dicom", options.anonymize)
+    return Job(name, *outputs, run, plan, facts, inputs, options.format == "dicom", options.anonymize)
 
 
 def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> None:
@@ -182,6 +184,7 @@ def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> 
             partial(_run_path, options, source),
             pipeline.plan,
             {"source": source.name},
+            Inputs(source),
         )
         for name, source in sources.items()
     ]
@@ -201,8 +204,8 @@ def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> N
             f"{root} has no case in its {options.split} split; give another --split, "
             "or prepare it with another one."
         )
-    folders = [dataset.case(case_id).folder for case_id in case_ids]
-    outputs = _outputs(options, case_ids, [*folders, root / "plan.json"])
+    cases = [dataset.case(case_id) for case_id in case_ids]
+    outputs = _outputs(options, case_ids, [*(case.folder for case in cases), root / "plan.json"])
     pipeline = _load_pipeline(options)
     different = [name for name in MUST_AGREE if getattr(dataset.plan, name) != getattr(pipeline.plan, name)]
     if different:
@@ -215,13 +218,14 @@ def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> N
     jobs = [
         _job(
             options,
-            case_id,
-            outputs[case_id],
-            partial(_run_case, options, dataset.case(case_id), dataset.plan),
+            case.case_id,
+            outputs[case.case_id],
+            partial(_run_case, options, case, dataset.plan),
             dataset.plan,
-            {"case_id": case_id},
+            {"case_id": case.case_id},
+            Inputs(case.folder / "source.npy", case.folder / "mask.npy", case.affine),
         )
-        for case_id in case_ids
+        for case in cases
     ]
     do_all(jobs, pipeline, settings_of(pipeline, options, dataset.plan), options, share, load_pipeline)
 

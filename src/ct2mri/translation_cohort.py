@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ct2mri import __version__
 from ct2mri.data.workers import over_cases
@@ -141,8 +142,11 @@ def _do_share(
     share: Share,
     load: Callable[[TranslateOptions], TranslationPipeline],
 ) -> Done:
+    shown = not share.together or share.number == 0
     mine = jobs[share.number :: share.count]
-    todo = [job for job in mine if options.overwrite or not job.is_done(settings)]
+    # Sources that were moved are read to tell that they are the same.
+    looked_at = tqdm(mine, desc="look what is done", unit="volume", leave=False, delay=2, disable=not shown)
+    todo = [job for job in looked_at if options.overwrite or not job.is_done(settings)]
     failed: dict[str, str] = {}
     for job in todo:
         job.sweep()
@@ -153,7 +157,6 @@ def _do_share(
                 failed[job.name] = str(result)
                 tell(f"FAILED {job.name}: {result}")
     else:
-        shown = not share.together or share.number == 0
         for number, job in enumerate(todo):
             try:
                 _do(job, pipeline, settings, f"{number + 1}/{len(todo)} ", bar=shown)

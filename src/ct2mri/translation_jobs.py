@@ -21,6 +21,7 @@ from ct2mri.marking import safety_sentence, short_description, short_spread_desc
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
 from ct2mri.stages import OnStep
+from ct2mri.translation_inputs import Inputs
 
 _SPREAD_OF = "standard deviation over samples of a"
 _ELSEWHERE = "give another output folder, or --overwrite to replace it."
@@ -39,6 +40,7 @@ class Job:
             process can do the job.
         plan: what the result means.
         facts: of the sidecar: what it was translated from.
+        inputs: that, to tell it from others of its name; None where it lies in no file.
         dicom: the output is a DICOM series.
         anonymize: without the patient.
     """
@@ -49,6 +51,7 @@ class Job:
     run: Callable[[TranslationPipeline, OnStep], TranslationResult]
     plan: Plan
     facts: dict[str, Any] = field(default_factory=dict)
+    inputs: Inputs | None = None
     dicom: bool = False
     anonymize: bool = False
 
@@ -63,10 +66,10 @@ class Job:
         return sidecar_of(self.output, self.dicom)
 
     def is_done(self, settings: dict[str, Any]) -> bool:
-        """Whether everything was written before, with these settings.
+        """Whether everything was written before, of the same inputs with these settings.
 
         Raises:
-            RequestError: it was written with others, or what stands in its place is none of ours.
+            RequestError: it was written of or with others, or what stands in its place is none of ours.
         """
         done = self._is_written(self.output, self.sidecar, {"content": self.content, **settings})
         if self.uncertainty is not None:
@@ -94,6 +97,7 @@ class Job:
                 raise RequestError(f"{sidecar} belongs to a result of another format; {_ELSEWHERE}")
             if images:
                 _require_same(output, before, expected)
+                _require_made_of(output, before, self.inputs)
             if images == (before.get("images") if series else 1):
                 return True
         elif images and not series:  # `do_job` never leaves a volume so
@@ -128,6 +132,20 @@ def _require_same(output: Path, before: dict[str, Any], expected: dict[str, Any]
             if name == "plan":
                 what = _other_plan(before.get(name), value)
             raise RequestError(f"{output} was written with {what}; {_ELSEWHERE}")
+
+
+def _require_made_of(output: Path, before: dict[str, Any], inputs: Inputs | None) -> None:
+    """Raise RequestError unless a sidecar tells that its result was made of these inputs."""
+    if inputs is None:
+        return
+    told = before.get("inputs")
+    if not isinstance(told, dict):
+        raise RequestError(
+            f"The sidecar of {output}, of an earlier version, does not tell which source it was made of; "
+            f"{_ELSEWHERE}"
+        )
+    if different := inputs.difference(told):
+        raise RequestError(f"{output} was made of {different}; {_ELSEWHERE}")
 
 
 def _other_plan(before: Any, plan: dict[str, Any]) -> str:
@@ -189,6 +207,7 @@ def do_job(
     if job.dicom:
         require_replaceable(job.output)
     start = time.perf_counter()
+    inputs = None if job.inputs is None else job.inputs.facts()
     progress = _Progress(f"{number}{job.name}", bar)
     try:
         result = job.run(pipeline, progress)
@@ -200,6 +219,7 @@ def do_job(
         "safety": safety_sentence(job.plan),
         "units": units(job.plan),
         **job.facts,
+        "inputs": inputs,
         **settings,
         **(dicom_facts(result.volume, job.plan, job.anonymize) if job.dicom else {}),
         "uncertainty": None if job.uncertainty is None else job.uncertainty.name,

@@ -3,6 +3,7 @@
 import gzip
 import tempfile
 import zlib
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,15 @@ def find_volumes(folder: str | Path) -> list[Path]:
         elif _suffix(path) in (*_NIFTI, *_ITK, ".zip"):
             found.append(path)
     return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that `load_volume` reads: one, a MetaImage header with its voxels, or those of a folder."""
+    if path.is_dir():
+        return visible_files(path)
+    if _suffix(path) == ".mhd":
+        return sorted(path.parent.glob(f"{escape(path.stem)}.*"))
+    return [path]
 
 
 def load_volume(path: str | Path) -> Volume:

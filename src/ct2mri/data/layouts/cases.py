@@ -62,12 +62,10 @@ class VolumeFile:
         return volume
 
     def files(self) -> list[Path]:
-        """The file; a MetaImage header with its voxels; all files of a folder."""
-        if self.path.is_dir():
-            return sorted(path for path in self.path.rglob("*") if path.is_file())
-        if self.path.suffix.lower() == ".mhd":
-            return sorted(self.path.parent.glob(f"{self.path.stem}.*"))
-        return [self.path]
+        """The file; a MetaImage header with its voxels; the files of a folder."""
+        from ct2mri.data.io import files_of
+
+        return files_of(self.path)
 
 
 @dataclass(frozen=True)
