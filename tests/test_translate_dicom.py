@@ -418,6 +418,18 @@ def values_of(predictions: Path, **options) -> dict[str, float]:
     return case["values"]
 
 
+def test_results_are_measured_on_the_scale_that_they_were_drawn_on(model, dataset, tmp_path):
+    run(None, tmp_path / "nifti", model, data=dataset, format="nifti")
+    run(None, tmp_path / "dicom", model, data=dataset)
+    before = {name: values_of(tmp_path / name, data=dataset) for name in ("nifti", "dicom")}
+    plan = json.loads((dataset / "plan.json").read_text())
+    (dataset / "plan.json").write_text(json.dumps(plan | {"target_range": [0.0, 900.0]}))
+    for name, values in before.items():
+        assert values_of(tmp_path / name, data=dataset) == values
+    (tmp_path / "nifti" / "d-1.json").unlink()
+    assert values_of(tmp_path / "nifti", data=dataset)["mae"] != before["nifti"]["mae"]
+
+
 def test_series_and_volumes_of_one_translation_are_evaluated_alike(model, dataset, tmp_path):
     spread = {"samples": 2, "uncertainty": tmp_path / "sd"}
     run(None, tmp_path / "nifti", model, data=dataset, format="nifti", **spread)

@@ -16,10 +16,11 @@ from ct2mri.data.io import save_volume, volume_stem
 from ct2mri.data.plan import Plan
 from ct2mri.dicom_results import dicom_facts, save_result_series
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_path, read_json, sweep, write_json
+from ct2mri.files import atomic_path, sweep, write_json
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.pipeline import TranslationPipeline, TranslationResult
+from ct2mri.sidecars import read_sidecar
 from ct2mri.stages import OnStep
 from ct2mri.translation_inputs import Inputs
 
@@ -115,11 +116,8 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: it was written by something else.
     """
-    try:
-        facts = read_json(path)
-    except (OSError, ValueError):
-        facts = None
-    if not isinstance(facts, dict) or "safety" not in facts:
+    facts = read_sidecar(path)
+    if not facts:
         raise RequestError(f"{path} is no sidecar of a result and would be lost; {_ELSEWHERE}")
     return facts
 

@@ -13,6 +13,7 @@ from ct2mri.evaluation.evaluate import evaluate
 from ct2mri.evaluation.matching import case_and_role, find_cases
 from ct2mri.evaluation.metrics import METRICS
 from ct2mri.evaluation.pairing import fit_scale
+from ct2mri.evaluation.stability import shares_of_error
 from ct2mri.options.evaluation import EvaluateOptions
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
@@ -218,6 +219,75 @@ def test_a_prepared_data_set_brings_its_own_targets_masks_and_scale(tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
     assert "nothing fitted" in report["cases"][0]["settings"][""]["normalisation"]
     assert report["cases"][0]["factors"]["target_high"] == 500
+
+
+def write_sidecar(path, **plan):
+    """What `translate` writes beside a result, as far as it tells how values are meant."""
+    told = {"target_units": "relative", "target_scaling": "percentile", "target_percentile": 99.5}
+    told["target_range"] = [0.0, 500.0]
+    facts = {"content": "synthetic MR volume", "safety": "SYNTHETIC", "plan": told | plan, "samples": 3}
+    path.write_text(json.dumps(facts))
+
+
+def test_predictions_on_another_models_scale_are_measured_on_it_and_it_is_said(tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "data")
+    for high, folder in ((500.0, "one"), (2000.0, "other")):
+        for seed, patient_id in [(1, "p1"), (2, "p2")]:
+            scaled = make_volume(seed).array / 200
+            scaled += 0.05 * np.random.default_rng(seed).standard_normal(scaled.shape).astype(np.float32)
+            spread = Volume(np.full_like(scaled, 0.05 * high), AFFINE)
+            save_volume(Volume(scaled * np.float32(high), AFFINE), tmp_path / folder / f"{patient_id}.nii.gz")
+            save_volume(spread, tmp_path / folder / "sd" / f"{patient_id}.nii.gz")
+            for sidecar in (f"{patient_id}.json", f"sd/{patient_id}.json"):
+                write_sidecar(tmp_path / folder / sidecar, target_range=[0.0, high])
+    reports = []
+    for folder in ("one", "other"):
+        options = EvaluateOptions(
+            predictions=tmp_path / folder,
+            data=dataset,
+            uncertainty=tmp_path / folder / "sd",
+            output=tmp_path / f"report-{folder}",
+        )
+        evaluate(options)
+        reports.append(json.loads((tmp_path / f"report-{folder}" / "evaluation.json").read_text()))
+    for one, other in zip(*(report["cases"] for report in reports), strict=True):
+        assert one["values"]["mae"] == pytest.approx(0.04, rel=0.1)
+        for name, value in one["values"].items():
+            assert other["values"][name] == (None if value is None else pytest.approx(value, rel=1e-3)), name
+        assert other["settings"] == one["settings"], "so that `compare` takes both"
+        assert one["remarks"] == [] and "0 to 2000 of it map to 0 and 1, not 0 to 500" in other["remarks"][0]
+        assert (one["factors"]["target_high"], other["factors"]["target_high"]) == (500, 2000)
+    assert "on the scale of another plan" in capsys.readouterr().out
+    stability = {
+        "data_range": 2000.0,  # of the model's plan, in which its changes are told
+        "changes": {"seed": "x"},
+        "cases": [{"case_id": "p1", "values": {"seed": {"change": 0.02}}}],
+    }
+    mae = reports[1]["cases"][0]["values"]["mae"]
+    assert shares_of_error(stability, reports[1]["cases"], False)["seed"]["p1"] == pytest.approx(0.02 / mae)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"target_units": "HU", "target_scaling": "window", "target_range": [-1024.0, 3000.0]},
+        {"target_scaling": "zscore"},
+        {"target_percentile": 99.0},
+    ],
+)
+def test_predictions_whose_values_mean_something_else_are_refused(plan, tmp_path):
+    dataset = make_dataset(tmp_path / "data")
+    save_volume(make_volume(1), tmp_path / "out" / "p1.nii.gz")
+    write_sidecar(tmp_path / "out" / "p1.json", **plan)
+    name, value = next(iter(plan.items()))
+    words = (
+        rf"Case p1: by its sidecar, p1.nii.gz was drawn with {name} {value}, and the data set was prepared"
+    )
+    with pytest.raises(RequestError, match=words):
+        evaluate(EvaluateOptions(predictions=tmp_path / "out", data=dataset))
+    for other in ('{"plan": {"target_percentile": 99.0}}', "[]", "no JSON"):  # beside it, but no sidecar
+        (tmp_path / "out" / "p1.json").write_text(other)
+        evaluate(EvaluateOptions(predictions=tmp_path / "out", data=dataset))
 
 
 def test_unusable_requests_get_one_sentence(tmp_path):

@@ -18,6 +18,7 @@ from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.matching import Matches, Role, counterparts, find_cases
 from ct2mri.evaluation.regions import as_labels
+from ct2mri.evaluation.units import target_range_of
 from ct2mri.files import read_json
 
 TARGET_PERCENTILE = 99.5
@@ -167,8 +168,11 @@ def pairs_of_dataset(
 ) -> tuple[Matches, Callable[[str], Pair]]:
     """What matches, and a function that loads a case: predictions on the prepared grids, prepared targets.
 
+    A prediction without units is on the scale of the plan in its sidecar; without one, of the data set's.
+
     Raises:
-        RequestError: nothing matches, or (at the pair) grids differ or the prediction's units are not known.
+        RequestError: nothing matches, or (at the pair) grids differ or the prediction's units are not known,
+            or do not mean what the data set's do.
     """
     case_ids = dataset.case_ids(split)
     if not case_ids:
@@ -180,7 +184,6 @@ def pairs_of_dataset(
     predicted = {case_id: path for path, case_id in files.items()}
     matches = Matches.of(list(predicted), case_ids)
     plan = dataset.plan
-    low, high = plan.target_range
 
     def load(case_id: str) -> Pair:
         case = dataset.case(case_id)
@@ -189,6 +192,8 @@ def pairs_of_dataset(
         if not _knows_units(prediction):
             raise RequestError(f"Case {case_id}: {predicted[case_id].name} {_SCALE_IS_NEEDED}")
         prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
+        (low, high), said = target_range_of(predicted[case_id], case_id, plan)
+        notes += said
         source = _source_of(case, plan)
         if plan.target_units == "HU":
             images = prediction.array, unscale_target(case.target, plan.target_range)

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ct2mri.errors import RequestError
+from ct2mri.sidecars import read_sidecar
 from ct2mri.viewer.reports import PAGES
 from ct2mri.viewer.stored import Described, VolumeRole
 
@@ -187,12 +187,7 @@ def _head(path: Path) -> bytes:
 
 def sidecar_of(path: Path) -> dict[str, Any]:
     """What `ct2mri translate` wrote beside a result; empty where there is nothing."""
-    sidecar = path.with_name(f"{_stem(path)}.json")
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) and "safety" in facts else {}
+    return read_sidecar(path.with_name(f"{_stem(path)}.json"))
 
 
 def made_of(facts: dict[str, Any]) -> dict[str, Any] | None:
