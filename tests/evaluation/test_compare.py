@@ -132,7 +132,8 @@ def test_reports_that_were_not_measured_alike_are_refused(root, tmp_path):
     floor = {"values": {"mae": 0.5}, "notes": {}}
     with pytest.raises(RequestError, match="different targets"):
         comparison_of(changed(noise_floor=floor))
-    run(root, "good", "hu", units="HU")
+    report = json.loads((root / "report-good" / "evaluation.json").read_text())
+    write_json(root / "report-hu" / "evaluation.json", report | {"in_hu": True})
     with pytest.raises(RequestError, match="different units"):
         comparison_of(reports(root, "fair", "hu"))
     settings = json.loads((root / "report-good" / "evaluation.json").read_text())["cases"][0]["settings"]

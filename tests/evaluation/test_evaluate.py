@@ -168,7 +168,7 @@ def test_raw_patient_folders_serve_as_targets(tmp_path):
     assert report["cases"][0]["settings"][""]["mask"] == "given"
 
 
-def make_dataset(root, target_range=(0.0, 500.0)):
+def make_dataset(root, target_range=(0.0, 500.0), of_target=None, **plan):
     """A prepared data set of two held-out cases and one for training."""
     split = Split(seed=0, train=["p0"], validation=[], test=["p1", "p2"])
     Plan(
@@ -180,10 +180,13 @@ def make_dataset(root, target_range=(0.0, 500.0)):
         spacing=(1.5, 1.5, 2.0),
         crop_margin_mm=None,
         body_threshold=-300.0,
+        **plan,
     ).write(root / "plan.json")
     for seed, patient_id in enumerate(["p0", "p1", "p2"]):
         target = make_volume(seed).array / 100 - 1
         mask = target > -0.7
+        if of_target is not None:
+            target, mask = of_target, np.ones_like(of_target, dtype=bool)
         valid = np.ones_like(mask)
         valid[:, :, 7:] = False
         write_case(
@@ -388,6 +391,92 @@ def test_ct_is_compared_in_hu_with_a_challenges_numbers(tmp_path):
         assert values["regions.bone.mae"] == pytest.approx(values["mae"], rel=0.1)
         assert values["regions.air.mae"] is None and "no air" in case["notes"]["regions.air.mae"]
         assert case["noise_floor"]["values"]["synthrad2023.ssim"] < values["synthrad2023.ssim"]
+
+
+@pytest.mark.parametrize("asked", [{"units": "HU"}, {"preset": "synthrad2023"}])
+def test_what_is_not_in_hu_is_not_compared_in_hu(asked, tmp_path):
+    """MR volumes against a raw folder of CT and MR, whose CTs would be taken for the truth."""
+    for seed, name in enumerate("ab"):
+        ct = make_hu(seed)
+        mr = ct.with_array(np.select([ct.array > 500, ct.array > -500], [50.0, 300.0], 0.0))
+        save_volume(ct, tmp_path / "raw" / name / "ct.nii.gz")
+        save_volume(mr, tmp_path / "raw" / name / "mr.nii.gz")
+        save_volume(noisy(mr, seed, 20), tmp_path / "out" / f"{name}.nii.gz")
+        save_volume(noisy(ct, seed, 20), tmp_path / "sct" / f"{name}.nii.gz")
+    words = r"Case a: the prediction a.nii.gz looks like an MR.*leave out --units HU.*set what lies outside"
+    with pytest.raises(RequestError, match=words):
+        run(tmp_path / "out", tmp_path / "raw", output=tmp_path / "report", **asked)
+    with pytest.raises(RequestError, match=r"Case a: the target a.nii.gz looks like an MR.*lowest is -"):
+        run(tmp_path / "sct", tmp_path / "out", output=tmp_path / "report", **asked)
+    write_sidecar(tmp_path / "sct" / "b.json")
+    with pytest.raises(RequestError, match=r"Case b: .*b.nii.gz was drawn with target_units relative by its"):
+        run(tmp_path / "sct", tmp_path / "raw", output=tmp_path / "report", **asked)
+    assert not (tmp_path / "report").exists()
+    (tmp_path / "sct" / "b.json").unlink()
+    report = run(tmp_path / "sct", tmp_path / "raw", output=tmp_path / "report", **asked)
+    assert report["summary"]["mae"]["mean"] == pytest.approx(20 * np.sqrt(2 / np.pi), rel=0.05)
+
+
+def test_hu_without_air_or_masked_are_not_refused_for_good(tmp_path, write_dicom_slice):
+    truth = make_hu(0)
+    body = truth.array > -500
+    flat = truth.with_array(np.where(body, truth.array, 0))
+    masked = flat.array.copy()
+    masked[9:12, 9:12, 9:12] = -1024  # air inside the mask, and 0 outside it
+    undrawn = truth.array.copy()
+    undrawn[~body] = np.nan
+    undrawn[10, 10, 10] = -900
+    for name, array in [
+        ("masked", masked),
+        ("undrawn", undrawn),
+        ("flat", flat.array),
+        ("outside", np.where(body, truth.array, -1024)),
+    ]:
+        save_volume(truth.with_array(array.astype(np.float32)), tmp_path / f"{name}.nii")
+    save_volume(truth, tmp_path / "target.nii.gz")
+    save_volume(truth.with_array(body.astype(np.float32)), tmp_path / "mask.nii.gz")
+
+    def measured(prediction):
+        (case,) = run(
+            tmp_path / prediction,
+            tmp_path / "target.nii.gz",
+            masks=tmp_path / "mask.nii.gz",
+            units="HU",
+            resample=True,
+            output=tmp_path / "report",
+        )["cases"]
+        return case["values"]["mae"]
+
+    assert measured("masked.nii") > 0 and measured("undrawn.nii") > 0
+    with pytest.raises(RequestError, match=r"the lowest is 0\).*set what lies outside the mask to -1024"):
+        measured("flat.nii")
+    assert measured("outside.nii") == 0
+    write_sidecar(tmp_path / "flat.json", target_units="HU")  # which is believed
+    assert measured("flat.nii") == 0
+    place = {"PixelSpacing": [1.5, 1.5], "ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}
+    for k in range(22):  # and so is the header of a CT
+        stored = (flat.array[:, :, k].T + 1024).round().astype(np.int16)
+        write_dicom_slice(tmp_path / "series" / f"{k}.dcm", stored, (0, 0, 2.0 * k), **place)
+    assert measured("series") == 0
+
+
+def test_predictions_for_a_data_set_in_hu_are_in_hu(tmp_path):
+    for name, truth in (("air", make_hu(0)), ("full", make_hu(0))):
+        if name == "full":
+            truth = truth.with_array(truth.array.clip(-50))
+        in_hu = {"target_units": "HU", "target_scaling": "window", "target_window": [-1024.0, 3000.0]}
+        scaled = (truth.array + 1024) / 2012 - 1
+        dataset = make_dataset(tmp_path / name, (-1024.0, 3000.0), scaled.astype(np.float32), **in_hu)
+        for patient_id in ("p1", "p2"):
+            save_volume(truth.with_array(truth.array.clip(0)), tmp_path / "out" / f"{patient_id}.nii.gz")
+        options = EvaluateOptions(predictions=tmp_path / "out", data=dataset)
+        if name == "air":
+            with pytest.raises(
+                RequestError, match=r"Case p1: .*looks like an MR.*give predictions in HU, as"
+            ):
+                evaluate(options)
+        else:  # no air was to be predicted
+            evaluate(options)
 
 
 def test_regions_edges_labels_and_patients_of_plain_files(tmp_path, capsys):

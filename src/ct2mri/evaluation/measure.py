@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ct2mri.errors import RequestError
 from ct2mri.evaluation import continuity, edges, regions
 from ct2mri.evaluation.metrics import METRICS, evaluate_slices, evaluate_volumes, moved_by_one
-from ct2mri.evaluation.pairing import Pair, looks_like_hu
+from ct2mri.evaluation.pairing import Pair
 from ct2mri.evaluation.synthrad import synthrad_metrics, synthrad_notes, synthrad_settings
 
 Preset = Literal["synthrad2023", "synthrad2025"]
@@ -67,10 +67,13 @@ def measure(
         preset: a challenge whose numbers are wanted as well.
 
     Raises:
-        RequestError: a voxel inside the mask is not finite, or the preset is for CT and this is none.
+        RequestError: a voxel inside the mask is not finite, or the preset is for HU and the images are not.
     """
-    if preset is not None:
-        _require_hu(pair, preset)
+    if preset is not None and not pair.in_hu:
+        raise RequestError(
+            f"--preset {preset} measures predicted CT in HU, and the plan's targets are not in HU; leave the "
+            "preset out for MR."
+        )
     planes = [_PLANES[code] for code in pair.grid.orientation]
     thick = [axis for axis, size in enumerate(pair.grid.shape) if size > 1]
     # Of a single slice, the rows and columns are no slices.
@@ -182,19 +185,6 @@ def _mean_of(floors: Sequence[Measured], measured: Measured) -> Measured:
             notes = [floor.notes[name] for floor in floors if name in floor.notes]
             result.notes[name] = notes[0] if notes else "not defined: the image is one voxel thick"
     return result
-
-
-def _require_hu(pair: Pair, preset: Preset) -> None:
-    if not pair.in_hu:
-        raise RequestError(
-            f"--preset {preset} measures predicted CT in HU, and the plan's targets are not in HU; leave the "
-            "preset out for MR."
-        )
-    if not looks_like_hu(pair.target):
-        raise RequestError(
-            f"--preset {preset} measures predicted CT in HU, but the target has no voxel below "
-            f"-200 HU (the lowest is {pair.target.min():.4g}), so it looks like an MR; leave the preset out."
-        )
 
 
 def _rounded(numbers: Sequence[float | None]) -> list[float | None]:

@@ -18,12 +18,15 @@ from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.matching import Matches, Role, counterparts, find_cases
 from ct2mri.evaluation.regions import as_labels
-from ct2mri.evaluation.units import target_range_of
+from ct2mri.evaluation.units import looks_like_hu, require_hu, target_range_of
 from ct2mri.files import read_json
 
 TARGET_PERCENTILE = 99.5
 HU_RANGE = 4095.0
 """Range of a stored CT, −1024 to 3071 HU: the peak of PSNR where no plan says another."""
+
+_CAVITY_HU = -500.0
+"""HU of air in the body: skin, which is half air in its voxels, has more."""
 
 _SCALE_IS_NEEDED = f"{SCALE_IS_LOST}; give the series as it was written, or the result as NIfTI."
 
@@ -111,6 +114,10 @@ def pairs_of_files(
 
     def load(case_id: str) -> Pair:
         prediction, target = load_volume(predicted[case_id]), load_volume(wanted[case_id])
+        if in_hu:
+            instead = "leave out --units HU and --preset for MR"
+            require_hu(prediction, predicted[case_id], f"Case {case_id}: the prediction", instead)
+            require_hu(target, wanted[case_id], f"Case {case_id}: the target", instead)
         known = _knows_units(prediction)
         inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
         if masks is not None:
@@ -188,15 +195,19 @@ def pairs_of_dataset(
     def load(case_id: str) -> Pair:
         case = dataset.case(case_id)
         grid_of_case = Volume(case.target, case.affine)
-        prediction = load_volume(predicted[case_id])
-        if not _knows_units(prediction):
+        drawn = load_volume(predicted[case_id])
+        if not _knows_units(drawn):
             raise RequestError(f"Case {case_id}: {predicted[case_id].name} {_SCALE_IS_NEEDED}")
-        prediction, seen, notes = _on_grid_of(grid_of_case, prediction, case_id, resampled)
+        prediction, seen, notes = _on_grid_of(grid_of_case, drawn, case_id, resampled)
         (low, high), said = target_range_of(predicted[case_id], case_id, plan)
         notes += said
+        inside = case.mask & case.valid & seen
         source = _source_of(case, plan)
         if plan.target_units == "HU":
             images = prediction.array, unscale_target(case.target, plan.target_range)
+            if (images[1][inside] < _CAVITY_HU).any():  # else a prediction need not have air either
+                instead = "give predictions in HU, as the targets are"
+                require_hu(drawn, predicted[case_id], f"Case {case_id}: the prediction", instead)
             words = f"none: both in HU, the target clipped to {low:g} to {high:g}"
         else:
             images = (
@@ -207,7 +218,7 @@ def pairs_of_dataset(
         return Pair(
             case_id,
             *images,
-            case.mask & case.valid & seen,
+            inside,
             words,
             {
                 "target_low": low,
@@ -310,11 +321,6 @@ def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float
 def _knows_units(prediction: Volume) -> bool:
     """Whether values are in the units that they were drawn in, for all that can be told."""
     return prediction.metadata.get("stored_per_unit", 1.0) is not None
-
-
-def looks_like_hu(array: NDArray[np.float32]) -> bool:
-    """Whether voxels are in HU as far as can be told: air is there, which nothing but HU puts below −200."""
-    return bool(array.min() < -200)
 
 
 def _on_grid_of(

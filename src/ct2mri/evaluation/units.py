@@ -1,12 +1,54 @@
-"""What the values of a prediction mean, as the sidecar beside it tells."""
+"""What the values of images mean, as sidecars, headers or the values themselves tell."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ct2mri.data.io import volume_stem
 from ct2mri.data.plan import Plan
+from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.sidecars import read_sidecar
+
+_AIR_BELOW = -200.0
+"""HU that nothing but air has, and hardly anything but HU."""
+
+
+def looks_like_hu(array: NDArray[np.float32]) -> bool:
+    """Whether voxels are in HU as far as can be told: air is there, which nothing but HU puts so low."""
+    return bool((array < _AIR_BELOW).any())
+
+
+def require_hu(volume: Volume, path: Path, name: str, instead: str) -> None:
+    """Refuse what is not in HU, as far as can be told, where values are compared in HU.
+
+    A sidecar is believed, and so is the header of a DICOM series; of other files the air tells.
+
+    Args:
+        volume: as it was read.
+        path: where from.
+        name: what messages call it.
+        instead: what to do if it is not, a part of a sentence.
+
+    Raises:
+        RequestError: it is not.
+    """
+    units = _plan_beside(path).get("target_units")
+    if units not in (None, "HU"):
+        raise RequestError(
+            f"{name} {path.name} was drawn with target_units {units} by its sidecar, not in HU; {instead}."
+        )
+    if units == "HU" or volume.metadata.get("modality") == "CT" or looks_like_hu(volume.array):
+        return
+    lowest = np.fmin.reduce(volume.array, axis=None)
+    raise RequestError(
+        f"{name} {path.name} looks like an MR, or a CT that is offset: it is to be compared in HU and has no "
+        f"voxel below {_AIR_BELOW:g}, as air has (the lowest is {lowest:.4g}); "
+        f"{instead}, or, if it is in HU and shows no air, set what lies outside the mask to -1024, which "
+        "changes no number."
+    )
 
 
 def target_range_of(prediction: Path, case_id: str, plan: Plan) -> tuple[tuple[float, float], list[str]]:
