@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ct2mri.data.cases import write_case
+from ct2mri.data.geometry import resample
 from ct2mri.data.io import save_volume
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid, Volume
@@ -554,6 +555,44 @@ def test_predictions_on_another_grid_are_resampled_on_request_and_it_is_said(tmp
     assert case["voxels"] == 18 * 21 * 19
     assert case["values"]["mae"] == pytest.approx(30 * np.sqrt(2 / np.pi), rel=0.05)
     assert "was resampled" in case["remarks"][0] and "was resampled" in capsys.readouterr().out
+
+
+def test_masks_and_sources_on_another_grid_are_resampled_on_request_and_it_is_said(tmp_path, capsys):
+    ct = make_hu(0)
+    mr = ct.with_array(np.select([ct.array > 500, ct.array > -500], [50.0, 300.0], 0.0))
+    body = ct.with_array((ct.array > -500).astype(np.float32))
+    finer = Grid((40, 21, 22), AFFINE @ np.array([[0.5, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    shorter = np.s_[:, :, :-6]
+    for name, volume in [
+        ("target", mr),
+        ("prediction", noisy(mr, 1, 20)),
+        ("mask", body),
+        ("finer_mask", resample(body, finer, interpolation="nearest", fill=0)),
+        ("source", ct),
+        ("shorter_source", Volume(ct.array[shorter], ct.affine)),
+    ]:
+        save_volume(volume, tmp_path / f"{name}.nii.gz")
+
+    def measured(mask, source, **options):
+        beside = {"masks": tmp_path / f"{mask}.nii.gz", "sources": tmp_path / f"{source}.nii.gz"}
+        places = tmp_path / "prediction.nii.gz", tmp_path / "target.nii.gz"
+        (case,) = run(*places, output=tmp_path / "report", **beside, **options)["cases"]
+        return case
+
+    for names, what in ((("finer_mask", "source"), "mask"), (("mask", "shorter_source"), "source")):
+        words = rf"Case .*: the {what} \(.*different grids; give --resample to bring the {what} onto the"
+        with pytest.raises(RequestError, match=words):
+            measured(*names)
+    expected = measured("mask", "source")
+    assert measured("mask", "source", resample=True) == expected, "what lies there already is left alone"
+    found = measured("finer_mask", "source", resample=True)
+    assert found["values"] == expected["values"]
+    assert found["remarks"] == ["finer_mask.nii.gz was brought onto the case's grid by the nearest voxel."]
+    assert "finer_mask.nii.gz was brought onto" in capsys.readouterr().out
+    found = measured("finer_mask", "shorter_source", resample=True)
+    assert found["voxels"] == body.array[shorter].sum()
+    assert "The source was resampled (linear)" in found["remarks"][1]
+    assert found["values"]["regions.bone.mae"] == pytest.approx(20 * np.sqrt(2 / np.pi) / 300, rel=0.3)
 
 
 def test_a_prepared_data_set_tells_patients_and_refuses_presets_for_ct(tmp_path):

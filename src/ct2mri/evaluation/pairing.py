@@ -99,7 +99,7 @@ def pairs_of_files(
     Args:
         predictions, targets, masks, sources: a volume or a folder each.
         in_hu: prediction and target are CTs, compared as they are.
-        resampled: bring a prediction on another grid onto its target's.
+        resampled: bring predictions, masks and sources on another grid onto their target's.
 
     Raises:
         RequestError: nothing matches, a mask or source is lacking, or (at the pair) grids differ.
@@ -120,18 +120,22 @@ def pairs_of_files(
             require_hu(target, wanted[case_id], f"Case {case_id}: the target", instead)
         known = _knows_units(prediction)
         inside, name = np.ones(target.spatial_shape, dtype=bool), "none: the whole image, air included"
+        prediction, seen, notes = _on_grid_of(target, prediction, case_id, resampled)
         if masks is not None:
             mask = load_volume(mask_paths[case_id])
-            _require_same_grid(case_id, "mask", mask.grid, "target", target.grid)
+            if not resampled:
+                _require_same_grid(case_id, "mask", mask.grid, target.grid)
+            mask, said = _by_nearest_voxel(mask, target.grid, mask_paths[case_id].name)
             inside, name = mask.array > 0, "given"
-        prediction, seen, notes = _on_grid_of(target, prediction, case_id, resampled)
+            notes += said
         inside = inside & seen
-        source = None
+        source, source_in_hu = None, False
         if sources is not None:
             volume = load_volume(source_paths[case_id])
-            _require_same_grid(case_id, "source", volume.grid, "target", target.grid)
-            source = volume.array
-        source_in_hu = source is not None and looks_like_hu(source)
+            source_in_hu = looks_like_hu(volume.array)
+            volume, seen, said = _on_grid_of(target, volume, case_id, resampled, "source")
+            source, inside = volume.array, inside & seen
+            notes += said
         images, factors, words = (prediction.array, target.array), {}, "none: both in HU"
         unscaled = ""
         if not in_hu:
@@ -287,12 +291,18 @@ def labels_of(path: Path, grid: Grid) -> tuple[NDArray[np.int32], list[str]]:
     Raises:
         RequestError: it holds something else than whole numbers.
     """
-    labels, notes = load_volume(path), []
+    labels = load_volume(path)
     as_labels(labels.array, path.name)
-    if not labels.grid.matches(grid, tolerance_mm=0.05):
-        labels = resample(labels, grid, interpolation="nearest", fill=0)
-        notes = [f"{path.name} was brought onto the case's grid by the nearest voxel."]
+    labels, notes = _by_nearest_voxel(labels, grid, path.name)
     return as_labels(labels.array, path.name), notes
+
+
+def _by_nearest_voxel(volume: Volume, grid: Grid, name: str) -> tuple[Volume, list[str]]:
+    """A mask or label map on a grid, 0 where it does not reach, and what was done."""
+    if volume.grid.matches(grid, tolerance_mm=0.05):
+        return volume, []
+    moved = resample(volume, grid, interpolation="nearest", fill=0)
+    return moved, [f"{name} was brought onto the case's grid by the nearest voxel."]
 
 
 def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float32], int | None, list[str]]:
@@ -326,10 +336,10 @@ def _knows_units(prediction: Volume) -> bool:
 def _on_grid_of(
     target: Volume, prediction: Volume, case_id: str, resampled: bool, name: str = "prediction"
 ) -> tuple[Volume, NDArray[np.bool_], list[str]]:
-    """A prediction (or its spread) on its target's grid, where it reaches, and what was done."""
+    """A prediction (its spread, its source) on its target's grid, where it reaches, and what was done."""
     everywhere = np.ones(target.spatial_shape, dtype=bool)
     if not resampled or prediction.grid.matches(target.grid, tolerance_mm=0.05):
-        _require_same_grid(case_id, name, prediction.grid, "target", target.grid)
+        _require_same_grid(case_id, name, prediction.grid, target.grid)
         return prediction, everywhere, []
     reach = resample(prediction.with_array(np.ones_like(prediction.array)), target.grid, fill=0).array > 0.999
     moved = resample(prediction, target.grid, fill=float(prediction.array.min()))
@@ -355,11 +365,11 @@ def _ct_of(
     return None if plan.source_units == "relative" else source
 
 
-def _require_same_grid(case_id: str, what: str, grid: Grid, other: str, wanted: Grid) -> None:
+def _require_same_grid(case_id: str, what: str, grid: Grid, wanted: Grid) -> None:
     if not grid.matches(wanted, tolerance_mm=0.05):
         raise RequestError(
-            f"Case {case_id}: the {what} ({_describe(grid)}) and the {other} ({_describe(wanted)}) lie on "
-            "different grids; give --resample to bring the prediction onto the target's, or resample first."
+            f"Case {case_id}: the {what} ({_describe(grid)}) and the target ({_describe(wanted)}) lie on "
+            f"different grids; give --resample to bring the {what} onto the target's, or resample first."
         )
 
 

@@ -51,7 +51,9 @@ class MeasureOptions:
         "CSV table with the columns case_id, patient_id and, if known, centre; default: each case a patient",
         None,
     )
-    resample: bool = argument("bring predictions on another grid onto the target's, and say so", False)
+    resample: bool = argument(
+        "bring predictions, masks and sources on another grid onto the target's, and say so", False
+    )
 
 
 @dataclass(kw_only=True)
