@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ct2mri.losses import error_size, gradient_loss
+from ct2mri.losses import gradient_loss
 from ct2mri.models import VQVAE
 
 GRADIENT_WEIGHT = 0.5
@@ -19,8 +19,8 @@ class DecodedLoss:
     """Compares draft + D(z) − D(E(draft)) with the target, D decoding without codebook, on a part of a crop.
 
     An error of latents weighs all their directions alike, and the decoder does not: what a refiner gains
-    there need not show in the image. Values and gradients are compared by smooth L1. A part is decoded as if
-    nothing lay around it; both terms miss the same surroundings.
+    there need not show in the image. A part is decoded as if nothing lay around it; both terms miss the same
+    surroundings.
 
     Attributes:
         vqvae: whose parameters take no gradient, on the training's device.
@@ -64,9 +64,8 @@ class DecodedLoss:
                 before = self._decoded(draft[part])
             image = image - before
         axes = tuple(range(1, image.ndim))
-        errors = valid * error_size(image - target_image, smooth=True)
-        values = errors.sum(axes) / valid.sum(axes).clamp(min=1)
-        return values + GRADIENT_WEIGHT * gradient_loss(image, target_image, valid, smooth=True)
+        values = (valid * (image - target_image).abs()).sum(axes) / valid.sum(axes).clamp(min=1)
+        return values + GRADIENT_WEIGHT * gradient_loss(image, target_image, valid)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         mean, std = (
