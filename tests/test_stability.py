@@ -133,7 +133,7 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(cts, tmp_path, capsy
     assert "was made with another plan" in capsys.readouterr().err
     save_volume(ct(seed=9), folder / "a.nii.gz")
     assert main(words) == 2
-    assert "what was measured of another a than" in capsys.readouterr().err
+    assert "holds a as measured of another source than" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "stability.json").read_text()) == both
 
 

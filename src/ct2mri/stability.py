@@ -5,7 +5,6 @@ FOLDER/stability.csv    a line a CT and change
 """
 
 import csv
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from ct2mri.files import atomic_path, require_place, write_json
 from ct2mri.options.evaluation import StabilityOptions
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 from ct2mri.pipeline_facts import FACTS
+from ct2mri.translation_inputs import Inputs
 
 
 def stability(options: StabilityOptions) -> None:
@@ -74,17 +74,21 @@ def stability(options: StabilityOptions) -> None:
     total = len(changes) + 1
     with tqdm(total=len(sources) * total, unit="translation", leave=False) as bar:
         for case_id, path in sources.items():
-            source = load_volume(path)
+            inputs = Inputs(path)
             if case_id not in done:
                 bar.set_description(case_id)
-                done[case_id] = _case(pipeline, options, source, changes, bar)
-            elif done[case_id].get("source") == _identity(source):
-                bar.update(total)
-            else:
+                facts = inputs.facts()
+                done[case_id] = {
+                    "inputs": facts,
+                    **_case(pipeline, options, load_volume(path), changes, bar),
+                }
+            elif different := inputs.difference(done[case_id]["inputs"]):
                 raise RequestError(
-                    f"{options.output / REPORT} holds what was measured of another {case_id} than {path}; "
+                    f"{options.output / REPORT} holds {case_id} as measured of {different}; "
                     "give another output folder."
                 )
+            else:
+                bar.update(total)
             report = _report(pipeline, request, changes, done, patient_of)
             write_json(options.output / REPORT, report)
     _write_csv(options.output / "stability.csv", report)
@@ -150,13 +154,6 @@ def _done(path: Path, request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {case["case_id"]: case for case in before["cases"]}
 
 
-def _identity(source: Volume) -> str:
-    """A hash of a source's voxels and of where they lie."""
-    digest = hashlib.sha256(np.ascontiguousarray(source.array).tobytes())
-    digest.update(np.ascontiguousarray(source.affine, np.float64).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _case(
     pipeline: TranslationPipeline,
     options: StabilityOptions,
@@ -205,7 +202,6 @@ def _case(
         source_change = None if change.name == SEED or not difference.size else float(difference.mean())
         values[change.name], notes[change.name] = measure_change(results, after, seen, source_change)
     return {
-        "source": _identity(source),
         "spacing": list(source.spacing),
         "voxels": int(body.sum()),
         "values": values,

@@ -56,6 +56,13 @@ def test_auto_is_float32_on_a_cpu():
         Execution.of(None, "16")
 
 
+def test_auto_takes_no_bf16_that_a_card_only_emulates(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert Execution.of(None, "auto").computes_in(torch.device("cuda")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert Execution.of(None, "auto").computes_in(torch.device("cuda")) == torch.bfloat16
+
+
 @pytest.mark.parametrize("orientations", [("axial",), ("axial", "coronal")])
 def test_slices_of_which_nothing_is_wanted_are_not_drawn(orientations):
     stage = tiny.slices_stage(orientations=orientations, batch_size=100)

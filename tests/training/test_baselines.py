@@ -302,3 +302,16 @@ def test_the_bridges_loss_forgets_what_is_not_valid(tiny: Tiny, tmp_path: Path):
 def test_requests_that_make_no_sense_are_refused(kind, given, part, tiny: Tiny, tmp_path: Path):
     with pytest.raises(RequestError, match=part):
         train_baseline(tiny.baseline(tmp_path / "run", kind, **given))
+
+
+def test_a_crop_is_called_by_the_option_that_gives_it(tiny: Tiny, vqvae_run: Path, tmp_path: Path):
+    with pytest.raises(RequestError, match="--volume_crop_size is three multiples of 4"):
+        train_baseline(
+            tiny.baseline(tmp_path / "run", "latent-diffusion", vqvae=vqvae_run, volume_crop_size=[5, 5, 5])
+        )
+
+
+@pytest.mark.parametrize("kind", ["mean", "hu-lookup"])
+def test_a_shift_that_is_not_used_is_said(kind, tiny: Tiny, tmp_path: Path, capsys):
+    train_baseline(tiny.baseline(tmp_path / "run", kind, hu_shift=25.0))
+    assert f"--hu_shift is not used here: {kind} is made of the CTs as they are" in capsys.readouterr().out
