@@ -32,10 +32,14 @@ COLUMNS = {
     "continuity.axial.ratio": ("change between axial slices", 2),
     "continuity.coronal.ratio": ("coronal", 2),
     "continuity.sagittal.ratio": ("sagittal", 2),
+    "continuity.axial.error": ("error of that change, axial", 3),
+    "continuity.coronal.error": ("coronal", 3),
+    "continuity.sagittal.error": ("sagittal", 3),
     "continuity.axial.brightness": ("brightness of axial slices", 3),
 }
 """Metric → heading and digits. Change: the prediction's mean change from slice to slice over the truth's, 1
-is best. Brightness: how unevenly whole slices are too bright or too dark, 0 is best."""
+is best; its error, where and which way it changes as well, 0 is best. Brightness: how unevenly whole slices
+are too bright or too dark, 0 is best."""
 
 
 def ct2mri(*words: object) -> None:

@@ -251,20 +251,20 @@ def test_written_phantoms_load_and_stay(
     )
     write_phantoms(options)
     folders = sorted(folder.name for folder in options.output_dir.iterdir())
-    assert folders == [f"{anatomy}-0000", f"{anatomy}-0001"]
+    assert folders == [f"{anatomy}-3-0000", f"{anatomy}-3-0001"]
     drawn = draw_phantom(anatomy, (3, 1), 8.0)
-    folder = options.output_dir / f"{anatomy}-0001"
+    folder = options.output_dir / f"{anatomy}-3-0001"
     for name, volume in (("ct", drawn.ct), ("mr", drawn.mr), ("labels", drawn.labels)):
         loaded = load_volume(folder / f"{name}.nii.gz")
         assert np.array_equal(loaded.array, volume.array)
         assert loaded.grid.matches(volume.grid)
 
-    (options.output_dir / f"{anatomy}-0000" / "mr.nii.gz").unlink()
+    (options.output_dir / f"{anatomy}-3-0000" / "mr.nii.gz").unlink()
     kept = (folder / "ct.nii.gz").stat().st_mtime_ns
     capsys.readouterr()
     write_phantoms(options)
     assert "1 " in capsys.readouterr().out.split("phantoms written")[0]
-    assert (options.output_dir / f"{anatomy}-0000" / "mr.nii.gz").is_file()
+    assert (options.output_dir / f"{anatomy}-3-0000" / "mr.nii.gz").is_file()
     assert (folder / "ct.nii.gz").stat().st_mtime_ns == kept
 
 

@@ -19,7 +19,8 @@ def test_the_truth_itself_is_perfect_along_every_axis():
     truth = make_truth()
     for axis in range(3):
         found = slice_continuity(truth, truth, EVERYWHERE, axis)
-        assert found.values == {"ratio": 1, "log_ratio": 0, "uneven": 0, "brightness": 0} and not found.notes
+        assert found.values == {"ratio": 1, "log_ratio": 0, "error": 0, "uneven": 0, "brightness": 0}
+        assert not found.notes
         assert len(found.steps) == truth.shape[axis] - 1 and found.prediction == found.target
 
 
@@ -33,6 +34,21 @@ def test_too_smooth_is_below_and_flicker_above():
     twice = slice_continuity(2 * truth, truth, EVERYWHERE, 2)
     assert twice.values["ratio"] == pytest.approx(2) and twice.values["log_ratio"] == pytest.approx(np.log(2))
     assert twice.values["uneven"] == pytest.approx(0, abs=1e-9)
+
+
+def test_blur_and_flicker_that_cancel_in_the_ratio_add_up_in_the_error():
+    truth = make_truth()
+    blurred = ndimage.gaussian_filter1d(truth, 2, axis=2)
+    noise = np.random.default_rng(4).standard_normal(truth.shape)
+    both = blurred + 0.25 * noise
+    for prediction in (blurred, both, 2 * truth, truth[::-1]):
+        found = slice_continuity(prediction, truth, EVERYWHERE, 2).values["error"]
+        change, error = np.diff(truth, axis=2), np.diff(prediction - truth, axis=2)
+        assert found == pytest.approx(np.abs(error).mean() / np.abs(change).mean())
+    once, twice = (slice_continuity(image, truth, EVERYWHERE, 2).values for image in (blurred, both))
+    assert abs(twice["log_ratio"]) < abs(once["log_ratio"]) and twice["error"] > once["error"]
+    elsewhere = slice_continuity(truth[::-1], truth, EVERYWHERE, 2).values
+    assert elsewhere["ratio"] == pytest.approx(1) and elsewhere["error"] > 1
 
 
 def test_slices_drawn_one_by_one_flicker_across_themselves_alone():
@@ -80,5 +96,5 @@ def test_what_is_not_defined_says_why():
         assert found.notes.keys() == found.values.keys() and all(why in note for note in found.notes.values())
     flat = slice_continuity(np.ones_like(truth), truth, EVERYWHERE, 2)
     assert flat.values["ratio"] == 0 and flat.values["log_ratio"] is None and flat.values["uneven"] is None
-    assert flat.notes.keys() == {"log_ratio", "uneven"}
+    assert flat.values["error"] == 1 and flat.notes.keys() == {"log_ratio", "uneven"}
     json.dumps([flat.values, flat.profile()], allow_nan=False)

@@ -142,15 +142,18 @@ _DRAW = {"head": draw_head, "pelvis": draw_pelvis}
 def write_phantoms(options: PhantomOptions) -> None:
     """Write patient folders OUT/head-0000/{ct,mr}.nii.gz; those that are there already stay.
 
+    With another seed than 0 they are called OUT/head-SEED-0000, so that no two patients share a name.
+
     Raises:
         RequestError: fewer than one case, or what `draw_phantom` refuses.
     """
     if options.cases < 1:
         raise RequestError(f"The number of phantoms is 1 or more, got {options.cases}.")
     names = ["ct", "mr", "labels"] if options.labels else ["ct", "mr"]
+    series = options.anatomy if options.seed == 0 else f"{options.anatomy}-{options.seed}"
     written = 0
     for case in tqdm(range(options.cases), desc=f"{options.anatomy} phantoms", unit="patient"):
-        folder = options.output_dir / f"{options.anatomy}-{case:04d}"
+        folder = options.output_dir / f"{series}-{case:04d}"
         if all((folder / f"{name}.nii.gz").is_file() for name in names):
             continue
         phantom = draw_phantom(options.anatomy, (options.seed, case), options.spacing)

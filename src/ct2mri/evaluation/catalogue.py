@@ -23,6 +23,7 @@ _MEASURES: dict[str, tuple[str, str, Better]] = {
     "bias": ("bias", "image", "near 0"),
     "ratio": ("change ratio", "", "near 1"),
     "log_ratio": ("log change ratio", "", "near 0"),
+    "error": ("error of the change", "", "lower"),
     "uneven": ("unevenness", "", "lower"),
     "brightness": ("brightness jumps", "", "lower"),
     "median_mm": ("from the CT's edges, median", "mm", "lower"),

@@ -19,6 +19,8 @@ SETTINGS = {
     "ratio": "mean |difference of neighbouring slices| of the prediction over that of the truth, over all "
     "voxels whose neighbour is in the mask as well; 1 is best, below is too smooth, above is flicker",
     "log_ratio": "natural logarithm of ratio; 0 is best",
+    "error": "mean |prediction's difference of neighbouring slices - the truth's| over the truth's mean "
+    "|difference|: what blur misses and flicker adds, which cancel in ratio; 0 is best, a constant has 1",
     "uneven": "standard deviation over the steps of the logarithm of each step's own ratio: seams between "
     "slices; 0 is best",
     "brightness": "root mean square over the steps of the change of the mean error from slice to slice, over "
@@ -32,7 +34,8 @@ class Continuity:
     """How slices across one axis follow one another.
 
     Attributes:
-        values: "ratio", "log_ratio", "uneven", "brightness", explained in `SETTINGS`; None where not defined.
+        values: "ratio", "log_ratio", "error", "uneven", "brightness", explained in `SETTINGS`; None where not
+            defined.
         notes: why a number is None.
         steps: index of the lower slice of each step that counts.
         prediction, target: mean |difference| of each of those steps, in units of the images.
@@ -61,7 +64,7 @@ def slice_continuity(x: NDArray[Any], y: NDArray[Any], inside: Mask, axis: int) 
     upper = (slice(None),) * axis + (slice(1, None),)
     lower = (slice(None),) * axis + (slice(None, -1),)
     both = inside[upper] & inside[lower]
-    names = ("ratio", "log_ratio", "uneven", "brightness")
+    names = ("ratio", "log_ratio", "error", "uneven", "brightness")
     if not both.any():
         reason = (
             "not defined: there is one slice"
@@ -86,6 +89,7 @@ def slice_continuity(x: NDArray[Any], y: NDArray[Any], inside: Mask, axis: int) 
         notes = dict.fromkeys(names, "not defined: the truth does not change from slice to slice")
     else:
         values["ratio"] = float(total_x / total_y)
+        values["error"] = float(np.abs(change_x - change_y).sum() / total_y)
         values["brightness"] = float(np.sqrt(np.mean(jumps**2)) / (total_y / sizes.sum()))
         if total_x > 0:
             values["log_ratio"] = float(np.log(total_x / total_y))
