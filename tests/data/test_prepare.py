@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -79,6 +80,22 @@ def test_pairs_become_a_data_set(tmp_path, capsys):
     assert "p0: 26×30×22 voxels" in out and "4 of 4 cases prepared" in out
     summary = json.loads((tmp_path / "set" / "prepare.json").read_text())
     assert summary["counts"] == {"prepared": 4, "left out": 0}
+
+
+@pytest.mark.parametrize("edge", [0.859375, 0.48828125, 0.703125])
+def test_voxels_that_have_the_size_of_the_plan_already_stay_as_they_are(tmp_path, edge):
+    """Edges of voxels are a field of view over 256 or 512: more digits than three, and rounding adds up."""
+    shape = (256, 12, 12)
+    axes = np.meshgrid(*[np.linspace(-1.3, 1.3, n) for n in shape], indexing="ij")
+    inside = np.sqrt(sum(axis**2 for axis in axes)) < 1
+    noise = np.random.default_rng(0).normal(0, 20, shape)
+    ct = Volume(np.where(inside, 40 + noise, -1000), np.diag([edge, 8, 8, 1]))
+    save_volume(ct, tmp_path / "raw" / "p0" / "ct.nii.gz")
+    save_volume(ct.with_array(np.where(inside, 300 + noise, 0)), tmp_path / "raw" / "p0" / "mr.nii.gz")
+    dataset = run(tmp_path / "raw", tmp_path / "set", validation_fraction=0, test_fraction=0)
+    assert dataset.plan.spacing == pytest.approx((edge, 8, 8), abs=1e-6)
+    own = prepare_source(ct, replace(dataset.plan, spacing=None))
+    np.testing.assert_array_equal(dataset.case("p0").source, own.array)
 
 
 def test_translate_meets_the_very_arrays_of_prepare(tmp_path):

@@ -181,7 +181,9 @@ def decide_plan(options: PrepareOptions, raw: RawData, told: ToldSplit | None) -
         raise RequestError("No case of a training patient can be used; look at the reasons above.")
     spacing = settings.spacing
     if not raw.pictures and options.plan is None and options.spacing is None:
-        i, j, k = (round(float(np.median([f.spacing[axis] for f in trained])), 3) for axis in range(3))
+        # Edges are often a field of view over 512, e.g. 0.48828125 mm. Rounded to thousandths, the grid would
+        # miss such a volume's own voxels by half of one, and resampling would blur it for nothing.
+        i, j, k = (round(float(np.median([f.spacing[axis] for f in trained])), 6) for axis in range(3))
         spacing = (i, j, k)
     plan = replace(
         settings,
