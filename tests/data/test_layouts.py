@@ -206,6 +206,15 @@ def test_a_patient_called_t1_says_nothing_of_the_contrast(tmp_path):
     ]
 
 
+def test_files_whose_names_tell_no_patient_are_named_and_left_out(tmp_path):
+    """Their case would have no name, and its folder take the place of that of all cases."""
+    for name in ("p1_ct", "p1_mr", "_ct", "_mr", "ct_"):
+        write(tmp_path / f"{name}.nii.gz")
+    found = find(tmp_path, layout="flat")
+    assert ids(found) == ["p1"] and set(found.left_out) == {"_ct.nii.gz"}
+    assert "tells no patient" in found.left_out["_ct.nii.gz"]
+
+
 @settings(max_examples=40)
 @given(
     patient=st.from_regex(r"[A-Za-z0-9]+([_\-. ][A-Za-z0-9]+){0,3}", fullmatch=True),

@@ -44,6 +44,10 @@ class Flat:
         sources, targets = _images(raw, options.source), _images(raw, options.target)
         masks = _images(raw, "mask")
         for patient in sorted({image.patient for image in sources + targets}):
+            if not patient:  # its case would be the folder of all cases
+                name = next(image.path.name for image in sources + targets if not image.patient)
+                found.left_out[name] = "its name tells no patient beside the modality; rename it"
+                continue
             try:
                 source = _choose(sources, patient, options.source, options.source_series, "--source_series")
                 target = _choose(targets, patient, options.target, options.target_series, "--target_series")
