@@ -208,6 +208,41 @@ def test_an_edited_plan_is_followed(tmp_path, capsys):
         run(raw, tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"target_scaling": "zscore"},
+        {"target_percentile": 60.0},
+        {"target_scaling": "zscore", "enhance_contrast": True},
+    ],
+)
+def test_a_plan_that_is_edited_to_scale_targets_otherwise_gets_the_range_of_that_scale(
+    tmp_path, capsys, edit
+):
+    raw = write_raw(tmp_path / "raw", 4)
+    before = run(raw, tmp_path / "set").plan
+    path = tmp_path / "set" / "plan.json"
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    shutil.copy(edited, path)
+    dataset = run(raw, tmp_path / "set")
+    asked = run(raw, tmp_path / "asked", **edit)
+    assert dataset.plan.target_range == asked.plan.target_range != before.target_range
+    said = "target_range is measured anew"
+    assert said in capsys.readouterr().out
+    # A person's own scale stays, and so does everything where nothing was edited.
+    own = {"target_range": [0.9 * end for end in dataset.plan.target_range]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    for _ in range(2):
+        assert list(run(raw, tmp_path / "set").plan.target_range) == own["target_range"]
+    assert said not in capsys.readouterr().out
+    # Of a plan that is given nobody knows what its range was measured by: it stays, and that is said.
+    assert run(raw, tmp_path / "other", plan=edited).plan.target_range == before.target_range
+    assert "The plan's target_range is" in capsys.readouterr().out
+    run(raw, tmp_path / "same", plan=tmp_path / "asked" / "plan.json")
+    assert "The plan's target_range is" not in capsys.readouterr().out
+
+
 def test_a_plan_from_elsewhere_gives_settings_but_no_patients(tmp_path):
     raw = write_raw(tmp_path / "raw", 3)
     given = run(raw, tmp_path / "set", spacing=[5.0, 5.0, 5.0], windows=[[-1000.0, 1000.0]])

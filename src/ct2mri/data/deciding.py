@@ -61,6 +61,10 @@ _IN_PLAN = (
 )
 
 
+# Fields of the plan that say which of a target's own values are mapped to −1 and 1.
+_SCALING = ("target_scaling", "target_percentile", "enhance_contrast", "bias_correction")
+
+
 @dataclass(frozen=True)
 class Decided:
     """The plan to work by, and what is known beside it.
@@ -71,6 +75,7 @@ class Decided:
         contrast: the MR contrast of the targets, where it is known.
         left_out: cases that cannot be used, and why.
         taken_out: patients whom a person took out of the split, or left out of the plan that was given.
+        range_is_old: whether the target range was measured before a person edited how targets are scaled.
     """
 
     plan: Plan
@@ -78,6 +83,12 @@ class Decided:
     contrast: str | None
     left_out: dict[str, str]
     taken_out: set[str]
+    range_is_old: bool = False
+
+
+def scaling_of(plan: Plan) -> dict[str, Any]:
+    """What of a plan its target range depends on, as JSON holds it."""
+    return {name: getattr(plan, name) for name in _SCALING}
 
 
 def decisions_of(options: PrepareOptions, told: ToldSplit | None) -> dict[str, Any]:
@@ -128,7 +139,8 @@ def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> Decided | 
     print(f"Following {finished}.")
     on_a_side = {case["patient_id"] for case in content["cases"] if case.get("split") is not None}
     taken_out = {*on_a_side, *content.get("taken_out", [])} - set(plan.split.patient_ids)
-    return Decided(plan, False, None, {}, taken_out)
+    range_is_old = content.get("scaling", scaling_of(plan)) != scaling_of(plan)
+    return Decided(plan, False, None, {}, taken_out, range_is_old)
 
 
 def keep_for_resuming(options: PrepareOptions, decisions: dict[str, Any], decided: Decided) -> None:

@@ -49,6 +49,8 @@ from ct2mri.data.workers import over_cases
 from ct2mri.errors import CasesLeftOutError, RequestError, require_seed
 from ct2mri.options.data import PrepareOptions
 
+_RANGE_OFF = 0.05  # of what is mapped to [−1, 1], by which a given plan's range may miss it without a word
+
 
 def prepare(options: PrepareOptions) -> None:
     """Turn raw pairs of volumes into a prepared data set and its plan; see `PrepareOptions`.
@@ -195,8 +197,8 @@ def _prepare_cases(options: PrepareOptions, work: Work, decided: Decided) -> Out
     if newcomers:
         plan = replace(plan, split=with_newcomers(plan.split, newcomers))
         print_newcomers(newcomers)
-    if decided.is_draft and plan.target_scaling != "window":
-        plan = replace(plan, target_range=_target_range(plan, prepared.values()))
+    if plan.target_scaling != "window":
+        plan = _with_target_range(plan, decided, prepared.values(), given=options.plan is not None)
     return Outcome(
         plan=plan,
         prepared=dict(sorted(prepared.items())),
@@ -206,14 +208,42 @@ def _prepare_cases(options: PrepareOptions, work: Work, decided: Decided) -> Out
     )
 
 
-def _target_range(plan: Plan, cases: Iterable[PreparedCase]) -> tuple[float, float]:
-    """The medians over the training cases of the target's values that became −1 and 1."""
+def _with_target_range(plan: Plan, decided: Decided, cases: Iterable[PreparedCase], *, given: bool) -> Plan:
+    """The plan with what it means by −1 and 1: the medians over the training cases of what became them.
+
+    Args:
+        plan: the plan.
+        decided: whether that is still to be measured.
+        cases: all cases.
+        given: whether the plan was given; its range then stays as it is.
+
+    Raises:
+        RequestError: it is still to be measured, and no training case is there.
+    """
     train = set(plan.split.train)
     ranges = [case.target_range for case in cases if case.patient_id in train]
-    if not ranges:
+    if decided.is_draft and not ranges:
         raise RequestError("No case of a training patient could be prepared; look at the reasons above.")
-    low, high = np.median(ranges, axis=0)
-    return float(low), float(high)
+    if not ranges:
+        return plan
+    low, high = (float(end) for end in np.median(ranges, axis=0))
+    before = plan.target_range
+    if decided.range_is_old:
+        print(
+            f"The plan scales targets otherwise than before: its target_range is measured anew, {low:.6g} "
+            f"to {high:.6g} ({before[0]:.6g} to {before[1]:.6g} before)."
+        )
+    elif (
+        given
+        and not decided.is_draft
+        and not np.allclose((low, high), before, atol=_RANGE_OFF * (high - low))
+    ):
+        print(
+            f"Note: The plan's target_range is {before[0]:.6g} to {before[1]:.6g}, and in the training cases "
+            f"{low:.6g} to {high:.6g} are mapped to -1 and 1: results will not have the brightness of these "
+            "cases. Unless that is meant, edit target_range."
+        )
+    return replace(plan, target_range=(low, high)) if decided.is_draft or decided.range_is_old else plan
 
 
 def _remove_stale(dataset: Path, current: set[str]) -> None:

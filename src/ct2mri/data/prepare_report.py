@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ct2mri.data.cases import PreparedCase
+from ct2mri.data.deciding import scaling_of
 from ct2mri.data.layouts import RawCase, RawData
 from ct2mri.data.plan import Plan
 from ct2mri.data.prepare_case import spoken
@@ -158,6 +159,7 @@ def write_summary(dataset: Path, raw: RawData, decisions: dict[str, Any], outcom
             "options": decisions,
             "counts": {"prepared": len(prepared), "left out": len(left_out)},
             "taken_out": sorted(outcome.taken_out),
+            "scaling": scaling_of(plan),
             "cases": cases,
         },
     )
