@@ -14,7 +14,14 @@ from ct2mri.data.layouts import RawData
 from ct2mri.data.plan import Plan, SourceUnits, Split, modality_in_hu
 from ct2mri.data.plausibility import BODY_THRESHOLD, fingerprint
 from ct2mri.data.prepare_case import plan_hash
-from ct2mri.data.splits import ToldSplit, draw_split, only_adds, require_fractions, split_as_told
+from ct2mri.data.splits import (
+    ToldSplit,
+    draw_split,
+    holds_out_the_same,
+    only_adds,
+    require_fractions,
+    split_as_told,
+)
 from ct2mri.data.survey import most_common, refuse_unlike, survey
 from ct2mri.errors import RequestError
 from ct2mri.files import read_json, write_json
@@ -96,7 +103,13 @@ def decisions_of(options: PrepareOptions, told: ToldSplit | None) -> dict[str, A
     given = None if options.plan is None else hashlib.sha256(_plan_bytes(options.plan)).hexdigest()
     asked = {name: getattr(options, name) for name in _ASKED}
     modalities = {"source": options.source.lower(), "target": options.target.lower()}
-    return {"plan": given, **asked, **modalities, "splits": told}
+    return {
+        "plan": given,
+        **asked,
+        **modalities,
+        "splits": told,
+        "hold_out_centre": options.hold_out_centre,
+    }
 
 
 def _plan_bytes(path: Path) -> bytes:
@@ -124,8 +137,11 @@ def known_plan(options: PrepareOptions, decisions: dict[str, Any]) -> Decided | 
     before = content["options"]
     changed = [name for name, value in decisions.items() if name in before and before[name] != value]
     told_before, told = before.get("splits"), decisions["splits"]
-    if "splits" in changed and told_before and told and only_adds(told_before, told):
-        changed.remove("splits")
+    if "splits" in changed and told_before and told:
+        # Who of the other centres is drawn for validation hangs on who is there; those of before stay.
+        alike = only_adds if options.hold_out_centre is None else holds_out_the_same
+        if alike(told_before, told):
+            changed.remove("splits")
     if options.plan is not None:
         if changed:
             return None

@@ -29,7 +29,9 @@ def read_splits(options: PrepareOptions, raw: RawData) -> ToldSplit | None:
     if options.hold_out_centre is not None:
         if options.splits is not None:
             raise RequestError("--splits and --hold_out_centre both tell the split; give one of them.")
-        return hold_out_centre(raw, options.hold_out_centre, options.validation_fraction, options.seed)
+        # With another plan than before, a data set is decided anew, and its split with it.
+        joins = (options.dataset / "plan.json").is_file() and options.plan is None
+        return hold_out_centre(raw, options.hold_out_centre, options.validation_fraction, options.seed, joins)
     path = options.splits
     if path is None:
         path = options.raw / "splits.json"
@@ -69,15 +71,25 @@ def _read_told(path: Path) -> ToldSplit:
     return told
 
 
-def hold_out_centre(raw: RawData, centre: str, validation_fraction: float, seed: int) -> ToldSplit:
+def hold_out_centre(
+    raw: RawData, centre: str, validation_fraction: float, seed: int, joins: bool = False
+) -> ToldSplit:
     """All patients of a centre for the test; of the others some, drawn, for validation.
+
+    Args:
+        raw: whose patients they are.
+        centre: the centre.
+        validation_fraction: share of the others for validation.
+        seed: of that draw.
+        joins: whether these patients join a data set that has its split, so that they may be of one side
+            alone; then nobody is drawn here (`side_of_newcomer` does that).
 
     Raises:
         RequestError: nobody is of that centre, or nobody of another.
     """
     centre_of = {case.patient_id: case.centre for case in raw.cases}
     known = sorted({name for name in centre_of.values() if name is not None})
-    if centre not in known:
+    if centre not in known and not (joins and known):
         raise RequestError(
             f"--hold_out_centre {centre}: the {raw.layout} layout tells "
             + (
@@ -87,12 +99,15 @@ def hold_out_centre(raw: RawData, centre: str, validation_fraction: float, seed:
             )
         )
     others = [patient_id for patient_id, name in centre_of.items() if name != centre]
-    if not others:
+    if not others and not joins:
         raise RequestError(f"All patients are of centre {centre}, which leaves nobody to train on.")
-    drawn = draw_split(others, validation_fraction, 0, seed)
+    train, validation = sorted(others), list[str]()
+    if not joins:
+        drawn = draw_split(others, validation_fraction, 0, seed)
+        train, validation = drawn.train, drawn.validation
     held_out = sorted(set(centre_of) - set(others))
     print(f"Split: centre {centre} held out, {len(held_out)} patients; {len(others)} of other centres.")
-    return {"train": drawn.train, "validation": drawn.validation, "test": held_out}
+    return {"train": train, "validation": validation, "test": held_out}
 
 
 def split_as_told(told: ToldSplit, usable: Iterable[str], seed: int) -> Split:
@@ -104,6 +119,12 @@ def split_as_told(told: ToldSplit, usable: Iterable[str], seed: int) -> Split:
 def only_adds(before: ToldSplit, now: ToldSplit) -> bool:
     """Whether a split file only names more patients than before, none of them on another side."""
     return all(set(ids) <= set(now[side]) for side, ids in before.items())
+
+
+def holds_out_the_same(before: ToldSplit, now: ToldSplit) -> bool:
+    """Whether two splits, each with a centre held out, agree on who of both is held out."""
+    others_before, others_now = ({*told["train"], *told["validation"]} for told in (before, now))
+    return not (others_before & {*now["test"]} or others_now & {*before["test"]})
 
 
 def draw_split(patients: Sequence[str], validation_fraction: float, test_fraction: float, seed: int) -> Split:
@@ -145,19 +166,23 @@ def require_fractions(validation_fraction: float, test_fraction: float) -> None:
 def side_of_newcomer(patient_id: str, options: PrepareOptions, told: ToldSplit | None) -> Side | None:
     """The side of a patient who comes to a data set that has its split already.
 
-    As the split file tells, else by a number drawn from the seed and the identifier alone, so that neither
-    the order in which patients come nor who comes with them matters.
+    As the split file or the centre that is held out tells, else by a number drawn from the seed and the
+    identifier alone, so that neither the order in which patients come nor who comes with them matters.
 
     Returns:
         The side; None where there is a split file and it does not name the patient.
     """
+    test_fraction = options.test_fraction
     if told is not None:
-        return told_side(patient_id, told)
+        side = told_side(patient_id, told)
+        if options.hold_out_centre is None or side in (None, "test"):
+            return side
+        test_fraction = 0.0  # the centre is the test, and nobody else
     digest = hashlib.sha256(f"{options.seed}:{patient_id}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
-    if drawn < options.test_fraction:
+    if drawn < test_fraction:
         return "test"
-    return "validation" if drawn < options.test_fraction + options.validation_fraction else "train"
+    return "validation" if drawn < test_fraction + options.validation_fraction else "train"
 
 
 def told_side(patient_id: str, told: ToldSplit) -> Side | None:
