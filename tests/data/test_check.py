@@ -246,6 +246,32 @@ def test_little_or_no_overlap(phantoms):
     assert said(measured(ct, ct, in_hu=(True, True)))[0][1].startswith("Source and target are the same image")
 
 
+def test_a_target_that_shows_nothing_where_the_source_lies(added):
+    ct, mr, compare = added
+    beside = np.full((2 * mr.spatial_shape[0], *mr.spatial_shape[1:]), 7, dtype=np.float32)
+    beside[mr.spatial_shape[0] :] = mr.array + 7
+    ((severity, text),) = compare(ct, Volume(beside, mr.affine))[:1]
+    assert severity == "warning" and "cannot be told" in text
+
+
+@pytest.mark.parametrize("part", [np.s_[5:6, 9:10], np.s_[5:6, 9:12, :3]])
+def test_what_is_too_thin_to_be_drawn_is_judged_all_the_same(tmp_path, part, added):
+    """In voxels, or in mm where a header counts in metres without saying so."""
+    ct, mr, _ = added
+    in_metres = np.diag([0.001, 0.001, 0.001, 1]) @ ct.affine
+    for name, source, target in (
+        ("thin", Volume(ct.array[part], ct.affine), Volume(mr.array[part], mr.affine)),
+        ("metres", Volume(ct.array, in_metres), Volume(mr.array, in_metres)),
+    ):
+        save_volume(source, tmp_path / "raw" / name / "ct.nii.gz")
+        save_volume(target, tmp_path / "raw" / name / "mr.nii.gz")
+    check(CheckOptions(data=tmp_path / "raw", workers=0))
+    content = json.loads((tmp_path / "raw-check" / "check.json").read_text())
+    cases = {case["case_id"]: [f["text"] for f in case["findings"]] for case in content["cases"]}
+    assert any("look whether the header's spacing is right" in text for text in cases["metres"])
+    assert cases["thin"]
+
+
 def report(name, facts, patient=None, split=None, thumbnail=None):
     findings = judge_case(facts, is_picture=False)
     return CaseReport(name, patient or name, None, split, facts, findings, thumbnail)

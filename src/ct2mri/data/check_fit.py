@@ -136,9 +136,12 @@ def fit(
         from_middle: bring the middles of both together before moving; always so where it is turned over.
 
     Returns:
-        None where the two share too little to be compared, or one of them shows nothing.
+        None where the two share too little to be compared, or one of them shows nothing there, or both are
+        thin along more than one axis.
     """
     flat = _flat(pair)
+    if len(flat) > 1:
+        return None
     turned = tuple(axis - sum(other < axis for other in flat) for axis in flips)
     spacing = np.array([edge for axis, edge in enumerate(pair.grid.spacing) if axis not in flat])
     source, body = _without(pair.source, flat), _without(pair.body, flat)
@@ -184,13 +187,16 @@ def fit(
     inside = room & (SimpleITK.GetArrayFromImage(SimpleITK.Resample(measured, fixed, transform)) > 0.999)
     if np.count_nonzero(inside) < _SMALLEST_SHARE * np.count_nonzero(body):
         return None
+    shared = information(source[inside], moved[inside])
+    if shared <= 0:  # one of them is the same all over: no place is better than another
+        return None
     places = np.argwhere(body)[:: max(1, np.count_nonzero(body) // 500)] * spacing
     shifts = np.array([transform.TransformPoint(place[::-1].tolist())[::-1] for place in places]) - places
     middle = np.array(transform.TransformPoint(centre[::-1].tolist())[::-1]) - centre
     direction = np.insert(middle, [axis - n for n, axis in enumerate(flat)], 0.0)
     right, front, up = (float(value) for value in direction)
     return Fit(
-        information(source[inside], moved[inside]),
+        shared,
         float(np.linalg.norm(shifts, axis=1).mean()),
         (right, front, up),
     )

@@ -28,7 +28,7 @@ _OUTLINE, _INNER, _LETTER = (53, 208, 255), (255, 150, 40), (255, 215, 94)
 _LEFT: dict[Orientation, str] = {"axial": "R", "coronal": "R", "sagittal": "A"}
 
 
-def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[bool, bool]) -> bytes:
+def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[bool, bool]) -> bytes | None:
     """A JPEG of some 10 kB: a row a plane; source, target, and outlines of the source over the target.
 
     Radiological display: the patient's right is on the left of axial and coronal planes, and sagittal planes
@@ -39,6 +39,9 @@ def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[b
         target: target volume, on any grid.
         coarse: the pair as it was compared, with the body.
         in_hu: whether source and target are in HU.
+
+    Returns:
+        None where the pair is too thin to show a plane.
     """
     body = coarse.body if coarse.body.any() else np.ones_like(coarse.body)
     i, j, k = (round(_MARGIN_MM / edge) for edge in coarse.grid.spacing)
@@ -49,6 +52,8 @@ def thumbnail(source: Volume, target: Volume, coarse: CoarsePair, in_hu: tuple[b
         for plane, axis in SLICE_AXIS.items()
         if min(size for other, size in enumerate(body.shape) if other != axis) >= _THINNEST
     ]
+    if not planes:
+        return None
     extents = np.array(box.shape) * coarse.grid.spacing
     widest = max(extents[1 if plane == "sagittal" else 0] for plane in planes)
     rows = []
