@@ -67,6 +67,23 @@ def test_what_results_depend_on_is_all_that_a_plan_says_but_of_training():
         (lambda p: p.update(target_range=[0, -1]), "target_range"),
         (lambda p: p.update(source_units="K"), "HU, grey or relative"),
         (lambda p: p.update(format_version=99), "format_version 99"),
+        (lambda p: p["split"].update(validation=None), "validation of the split is None; give a list"),
+        (lambda p: p["split"].update(train="a"), "train of the split is 'a'; give a list"),
+        (lambda p: p["split"].update(test=[7]), "test of the split is .7.; give a list .* in quotes"),
+        (lambda p: p["split"].update(test=[["d"]]), "give a list"),
+        (
+            lambda p: p.update(assumptions="made of phantoms"),
+            "assumptions is 'made of phantoms'; give a list",
+        ),
+        (lambda p: p.update(assumptions=None), "assumptions is None"),
+        (lambda p: p.update(anatomy=5), "anatomy is 5; give a name in quotes, or null"),
+        (lambda p: p.update(source_modality=None), "source_modality is None; give"),
+        (lambda p: p.update(target_modality=""), "target_modality is ''; give"),
+        (lambda p: p.update(source_windows=[[-float("inf"), 3000]]), "one or more"),
+        (lambda p: p.update(source_windows=[[0, float("inf")]]), "one or more"),
+        (lambda p: p.update(crop_margin_mm=float("nan")), "crop_margin_mm is nan"),
+        (lambda p: p.update(crop_margin_mm=float("inf")), "crop_margin_mm is inf"),
+        (lambda p: p.update(body_threshold=float("nan")), "body_threshold is nan"),
     ],
 )
 def test_an_edited_plan_is_checked(tmp_path, change, said):

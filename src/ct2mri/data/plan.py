@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ct2mri.data.intensity import AIR_HU
-from ct2mri.data.plan_checks import check_source, check_target
+from ct2mri.data.plan_checks import check_source, check_target, check_words
 from ct2mri.data.plan_format import FORMAT_VERSION, checked_fields, of_this_version
 from ct2mri.errors import RequestError
 from ct2mri.files import write_json
@@ -58,7 +58,7 @@ class Split:
     """Which patients are trained on, validated on and held out.
 
     Raises:
-        RequestError: a patient is named twice.
+        RequestError: a side is no list of identifiers, or a patient is named twice.
     """
 
     seed: int
@@ -69,7 +69,13 @@ class Split:
     def __post_init__(self) -> None:
         side_of: dict[str, str] = {}
         for side in ("train", "validation", "test"):
-            for patient_id in getattr(self, side):
+            patients = getattr(self, side)
+            if not isinstance(patients, list) or not all(isinstance(name, str) for name in patients):
+                raise RequestError(
+                    f"The {side} of the split is {patients!r}; give a list of patient identifiers in quotes, "
+                    "or [] for nobody."
+                )
+            for patient_id in patients:
                 if patient_id in side_of:
                     other = side_of[patient_id]
                     where = f"twice under {side}" if other == side else f"under {other} and under {side}"
@@ -191,6 +197,7 @@ class Plan:
         for name in ("remove_table", "enhance_contrast", "bias_correction"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"The plan's {name} is {getattr(self, name)!r}; true or false is allowed.")
+        check_words(self)
         check_source(self)
         check_target(self)
         if self.bias_correction and not (

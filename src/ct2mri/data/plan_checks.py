@@ -1,5 +1,6 @@
 """Whether the values of a plan are allowed and agree with one another."""
 
+import math
 from typing import TYPE_CHECKING
 
 from ct2mri.errors import RequestError
@@ -8,10 +9,23 @@ if TYPE_CHECKING:
     from ct2mri.data.plan import Plan
 
 
+def check_words(plan: "Plan") -> None:
+    """Raise RequestError unless the words that a person may write freely are words."""
+    for name in ("source_modality", "target_modality"):
+        if not isinstance(word := getattr(plan, name), str) or not word:
+            raise RequestError(f"The plan's {name} is {word!r}; give its word in quotes, e.g. ct or mr.")
+    if not isinstance(plan.anatomy, str | None):
+        raise RequestError(f"The plan's anatomy is {plan.anatomy!r}; give a name in quotes, or null.")
+    if not isinstance(plan.assumptions, list) or not all(isinstance(text, str) for text in plan.assumptions):
+        raise RequestError(
+            f"The plan's assumptions is {plan.assumptions!r}; give a list of sentences in quotes, or []."
+        )
+
+
 def check_source(plan: "Plan") -> None:
     """Raise RequestError unless what a plan says of sources is allowed and agrees."""
     if not plan.source_windows or any(
-        len(window) != 2 or not window[0] < window[1] for window in plan.source_windows
+        len(window) != 2 or not -math.inf < window[0] < window[1] < math.inf for window in plan.source_windows
     ):
         raise RequestError(
             f"The plan's source_windows is {plan.source_windows}; "
@@ -21,10 +35,12 @@ def check_source(plan: "Plan") -> None:
         raise RequestError(
             f"The plan's spacing is {plan.spacing}; give three voxel edges in mm between 0 and 100, or null."
         )
-    if plan.crop_margin_mm is not None and plan.crop_margin_mm < 0:
+    if plan.crop_margin_mm is not None and not 0 <= plan.crop_margin_mm < math.inf:
         raise RequestError(
             f"The plan's crop_margin_mm is {plan.crop_margin_mm}; give 0 or more, or null for no cropping."
         )
+    if plan.body_threshold is not None and not math.isfinite(plan.body_threshold):
+        raise RequestError(f"The plan's body_threshold is {plan.body_threshold}; give a number, or null.")
     if plan.source_units == "relative":
         if plan.source_percentile is None or not 0 < plan.source_percentile <= 100:
             raise RequestError(
