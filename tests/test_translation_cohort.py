@@ -275,13 +275,22 @@ def test_results_of_another_patient_of_that_name_are_not_taken_for_done(model, t
     assert summary(tmp_path / "out") == (0, 1)
 
 
+def name_voxels(header: Path, name: str) -> None:
+    """Give the voxels of a MetaImage a name and a place of their own."""
+    voxels = header.with_suffix(".raw")
+    (header.parent / name).parent.mkdir(exist_ok=True)
+    voxels.replace(header.parent / name)
+    header.write_text(header.read_text().replace(voxels.name, name))
+
+
 def test_a_source_is_the_same_wherever_it_lies(model, two_cts, tmp_path, write_dicom_slice, monkeypatch):
     (two_cts / "b.nii.gz").unlink()
     voxels = tiny.ct((20, 22, 9), np.eye(4)).array
     for k in range(9):
         stored = (voxels[:, :, k].T + 1024).round().astype(np.int16)
         write_dicom_slice(two_cts / "c" / f"{k}.dcm", stored, (0, 0, 4.0 * k), PixelSpacing=[4, 4])
-    SimpleITK.WriteImage(to_sitk(tiny.ct(seed=3)), two_cts / "d.mhd")  # its voxels lie in d.raw
+    SimpleITK.WriteImage(to_sitk(tiny.ct(seed=3)), two_cts / "d.mhd")
+    name_voxels(two_cts / "d.mhd", "../voxels/of d.raw")
     run(two_cts, tmp_path / "out", model)
     assert summary(tmp_path / "out") == (3, 0)
     with monkeypatch.context() as patch:  # what lies as it did is not even read
@@ -302,6 +311,7 @@ def test_a_source_is_the_same_wherever_it_lies(model, two_cts, tmp_path, write_d
         run(copies, tmp_path / "out", model)
     (tmp_path / "away").rename(copies / "c" / "image 1.dcm")
     SimpleITK.WriteImage(to_sitk(tiny.ct(seed=4)), copies / "d.mhd")
+    name_voxels(copies / "d.mhd", "../voxels/of d.raw")
     with pytest.raises(RequestError, match=r"out/d.nii.gz was made of another source than .*copies/d.mhd; g"):
         run(copies, tmp_path / "out", model)
 

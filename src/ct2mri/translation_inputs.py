@@ -6,6 +6,7 @@ holds a hash of how they lay on disk, and as long as that is the same, nobody wr
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Inputs:
             for file in files_of(path):
                 facts = file.stat()
                 numbers = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-                words.append(f"{file.relative_to(path.parent)} {numbers}")
+                words.append(f"{os.path.relpath(file, path.parent)} {numbers}")
         return _hash(words)
 
     def _place(self) -> list[str]:

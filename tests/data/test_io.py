@@ -13,7 +13,7 @@ import SimpleITK
 from scipy.spatial.transform import Rotation
 
 from ct2mri import Volume, load_volume, save_volume
-from ct2mri.data.io import find_volumes, is_volume_path, volume_stem
+from ct2mri.data.io import files_of, find_volumes, is_volume_path, volume_stem
 from ct2mri.errors import RequestError
 
 SUFFIXES = [".nii", ".nii.gz", ".mha", ".nrrd"]
@@ -90,6 +90,43 @@ def test_mhd_with_its_data_file(volume: Volume, tmp_path: Path) -> None:
     (tmp_path / "a.raw").unlink()
     with pytest.raises(RequestError, match=r"a\.mhd cannot be read.*missing"):
         load_volume(tmp_path / "a.mhd")
+
+
+MHD = "NDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\nElementSpacing = 1 2 3\nElementDataFile = "
+NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 3 4\nspacings: 1 2 3\nencoding: raw\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "voxels"),
+    [
+        ("a.mhd", MHD + "other voxels.raw\n", ["other voxels.raw"]),
+        ("a.mha", MHD + "folder/ü.bin\n", ["folder/ü.bin"]),
+        ("a.mhd", MHD + "LIST\nk0\nk1\nk2\nk3\n", ["k0", "k1", "k2", "k3"]),
+        ("a.mhd", MHD + "k%d 0 3 1\n", ["k0", "k1", "k2", "k3"]),
+        ("a.nrrd", NRRD + "data file: other.raw\n\n", ["other.raw"]),
+        ("a.nrrd", NRRD + "data file: LIST\nk0\nk1\nk2\nk3\n", ["k0", "k1", "k2", "k3"]),
+    ],
+)
+def test_the_files_of_a_volume_are_those_that_its_header_names(
+    name: str, header: str, voxels: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(header)
+    path.with_suffix(".json").write_text("a note beside it, which is no part of it")
+    for number, other in enumerate(voxels):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(
+            bytes(range(24 // len(voxels) * number, 24 // len(voxels) * (number + 1)))
+        )
+    np.testing.assert_array_equal(load_volume(path).array.ravel(order="F"), range(24))
+    assert sorted(files_of(path)) == sorted([path, *(tmp_path / other for other in voxels)])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_volume_of_one_file_is_that_file(suffix: str, volume: Volume, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    save_volume(volume, path)
+    assert files_of(path) == [path]
 
 
 def test_nifti_header_of_a_result(volume: Volume, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Volume files: NIfTI, MetaImage, NRRD and DICOM series in; NIfTI, MetaImage and NRRD out."""
 
 import gzip
+import os
+import re
 import tempfile
 import zlib
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -75,12 +78,34 @@ def find_volumes(folder: str | Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that `load_volume` reads: one, a MetaImage header with its voxels, or those of a folder."""
+    """The files that `load_volume` reads: one, a header and the files of its voxels, or those of a folder."""
     if path.is_dir():
         return visible_files(path)
-    if _suffix(path) == ".mhd":
-        return sorted(path.parent.glob(f"{escape(path.stem)}.*"))
+    if _suffix(path) in _ITK:
+        return [path, *_files_of_voxels(path)]
     return [path]
+
+
+def _files_of_voxels(path: Path) -> list[Path]:
+    """The files, as far as they are there, that a MetaImage or NRRD header names as those of its voxels."""
+    found: list[Path] = []
+    with suppress(OSError), path.open("rb") as file:  # that it cannot be read is for its reader to say
+        for line in file:
+            if not line.strip():  # the end of an NRRD's header
+                break
+            field, _, value = os.fsdecode(line).replace("=", ":", 1).partition(":")
+            if field.strip().lower() not in ("elementdatafile", "data file", "datafile"):
+                continue
+            value = value.strip()
+            if value.upper().startswith("LIST"):
+                found = [path.parent / name for other in file if (name := os.fsdecode(other).strip())]
+            elif "%" in value:  # a pattern and its numbers: slice%03d.raw 1 90 1
+                pattern = path.parent / value.split()[0]
+                found = sorted(pattern.parent.glob(re.sub(r"%\d*d", "*", escape(pattern.name))))
+            elif value.upper() != "LOCAL":
+                found = [path.parent / value]
+            break
+    return [voxels for voxels in found if voxels.is_file()]
 
 
 def load_volume(path: str | Path) -> Volume:
