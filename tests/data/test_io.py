@@ -206,6 +206,27 @@ def test_sform_and_qform_that_disagree_warn(tmp_path: Path) -> None:
     assert "disagree" in volume.metadata["warnings"][0]
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_a_quaternion_longer_than_one_is_read_as_the_reference_does(kind, endianness, tmp_path: Path) -> None:
+    """Of a turn by half a circle, rounding alone makes it so; nifti1_io.c then brings it to length one."""
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_rotvec(np.pi * np.array([0.6, 0, 0.8])).as_matrix() * [1.5, 2, 2.5]
+    for name, sform, warnings in (("q.nii", None, 0), ("s.nii.gz", turned, 0), ("other.nii", np.eye(4), 1)):
+        image = kind(np.arange(24.0).reshape(2, 3, 4), None, kind.header_class(endianness=endianness))
+        image.set_qform(turned, code=1)
+        image.set_sform(sform, code=0 if sform is None else 1)
+        content = image.to_bytes()
+        header = kind.header_class(content[: kind.header_class.sizeof_hdr])
+        header["quatern_b"], header["quatern_d"] = 0.600003, 0.800004
+        content = header.binaryblock + content[len(header.binaryblock) :]
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        volume = load_volume(tmp_path / name)
+        np.testing.assert_allclose(volume.affine, turned if sform is None else sform, atol=1e-5)
+        np.testing.assert_array_equal(volume.array.ravel(), range(24))
+        assert len(volume.metadata["warnings"]) == warnings
+
+
 def test_nrrd_without_space_warns(tmp_path: Path) -> None:
     header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nspacings: 1 2 3\nencoding: raw\n\n"
     (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(8))

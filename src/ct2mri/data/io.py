@@ -163,9 +163,28 @@ def _nifti_image(path: Path) -> Any:
     if _suffix(path) == ".nii.gz":
         content = gzip.decompress(content)
     for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
-        if kind.header_class.may_contain_header(content[: kind.header_class.sizeof_hdr]):
+        size = kind.header_class.sizeof_hdr
+        if kind.header_class.may_contain_header(content[:size]):
+            header = kind.header_class(content[:size], check=False)
+            if _shorten_quaternion(header):
+                content = header.binaryblock + content[size:]
             return kind.from_bytes(content)
     raise ValueError("it has no NIfTI header")
+
+
+def _shorten_quaternion(header: Any) -> bool:
+    """Bring the quaternion of a NIfTI header to length 1 where it is longer; whether it was.
+
+    Of a turn by half a circle the three numbers that are stored make up all of it, and rounding can make it
+    longer. `nifti1_io.c`, the reference, does the same; nibabel refuses such files, even those with an sform.
+    """
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = float(np.sqrt(sum(float(header[name]) ** 2 for name in names)))
+    if not 1 < length < np.inf:
+        return False
+    for name in names:
+        header[name] = float(header[name]) / length
+    return True
 
 
 def _load_nifti(path: Path) -> Volume:
