@@ -227,6 +227,15 @@ def test_a_quaternion_longer_than_one_is_read_as_the_reference_does(kind, endian
         assert len(volume.metadata["warnings"]) == warnings
 
 
+def test_voxels_that_would_begin_inside_the_header_are_refused(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.ones((2, 3, 4), dtype=np.int16), np.eye(4))
+    content = bytearray(image.to_bytes())
+    content[108:112] = bytes(4)  # vox_offset
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(RequestError, match=r"a\.nii cannot be read as NIfTI.*begin inside its header"):
+        load_volume(tmp_path / "a.nii")
+
+
 def test_nrrd_without_space_warns(tmp_path: Path) -> None:
     header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nspacings: 1 2 3\nencoding: raw\n\n"
     (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(8))

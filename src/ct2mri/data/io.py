@@ -166,6 +166,8 @@ def _nifti_image(path: Path) -> Any:
         size = kind.header_class.sizeof_hdr
         if kind.header_class.may_contain_header(content[:size]):
             header = kind.header_class(content[:size], check=False)
+            if header["vox_offset"] < size:  # nibabel would take the header's bytes for voxels
+                raise ValueError("its voxels would begin inside its header")
             if _shorten_quaternion(header):
                 content = header.binaryblock + content[size:]
             return kind.from_bytes(content)
