@@ -143,6 +143,20 @@ def test_targets_of_another_contrast_are_named_and_left_out(tmp_path, write_dico
     assert run(raw, tmp_path / "set2", plan=tmp_path / "plan.json").case_ids() == ["p0", "p1", "p3", "p4"]
 
 
+def test_a_contrast_agent_makes_another_contrast_in_every_layout(tmp_path, write_dicom_slice):
+    raw = write_patients(tmp_path / "raw", range(4))
+    for number in range(4):
+        folder = raw / f"p{number}"
+        (folder / "mr.nii.gz").unlink()
+        tags = {"Modality": "MR", "SeriesDescription": "AX T1 SE", "SeriesInstanceUID": f"1.2.{number + 1}"}
+        if number == 2:
+            tags["ContrastBolusAgent"] = "Gadovist"
+        write_dicom(folder / "mr", ellipsoid(number)[1], write_dicom_slice, **tags)
+    assert run(raw, tmp_path / "set").case_ids() == ["p0", "p1", "p3"]
+    (reason,) = reasons(tmp_path / "set").values()
+    assert "its target is T1w with contrast agent by its name or header, most others are T1w" in reason
+
+
 def test_every_ambiguous_or_damaged_patient_of_an_export_is_named_and_the_rest_prepared(
     tmp_path, write_dicom_slice, capsys
 ):

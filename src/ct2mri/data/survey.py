@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ct2mri.data.layouts import RawCase
+from ct2mri.data.layouts.naming import with_agent
 from ct2mri.data.pairs import check_pair
 from ct2mri.data.plan import Plan, modality_is_mr
 from ct2mri.data.plausibility import SourceFacts, measure_source
@@ -129,8 +130,10 @@ def target_contrast(facts: Mapping[str, Any], header: Mapping[str, Any], plan: P
     """The MR contrast of a target (e.g. "T1w"), as the layout or else its header tells; None: unknown."""
     if not modality_is_mr(plan.target_modality):
         return None
-    told = facts.get("target_contrast") or header.get("mr_contrast")
-    return str(told) if told else None
+    if told := facts.get("target_contrast"):
+        return str(told)
+    guessed = header.get("mr_contrast")
+    return with_agent(str(guessed), bool(header.get("contrast_agent"))) if guessed else None
 
 
 def most_common(contrasts: Iterable[str | None]) -> str | None:
