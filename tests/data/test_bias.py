@@ -30,6 +30,9 @@ def test_what_has_no_shading_is_refused() -> None:
     mr = draw_phantom("head", 0, 8.0).mr
     with pytest.raises(RequestError, match="at least 4 along every axis"):
         correct_bias(Volume(mr.array[:, :, :1], mr.affine))
+    thin = mr.affine @ np.diag([1, 1, 1 / 8, 1])
+    with pytest.raises(RequestError, match=r"5 mm thick.* needs more than 6 mm"):
+        correct_bias(Volume(mr.array[:, :, 10:15], thin))
     with pytest.raises(RequestError, match="No body with signal"):
         correct_bias(mr.with_array(np.zeros_like(mr.array)))
     with pytest.raises(RequestError, match="No body with signal"):

@@ -161,6 +161,19 @@ def test_what_cannot_be_registered_is_refused() -> None:
         register_rigid(head.ct, head.mr, fixed_mask=empty)
 
 
+def test_a_body_that_fills_its_field_of_view_is_registered_all_the_same() -> None:
+    """No surface of it is seen then, on which to tell how far starts end apart."""
+    head = draw_phantom("head", 0, 6.0)
+    middle = [n // 2 for n in head.ct.spatial_shape]
+    affine = head.ct.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ (np.array(middle) - 4)
+    inside = tuple(slice(n - 4, n + 4) for n in middle)
+    quality = register_rigid(Volume(np.maximum(head.ct.array[inside], -50), affine), head.mr).quality
+    assert quality.start_agreement_mm >= 0 and quality.edge_distance_mm is None
+    json.dumps(quality.to_json(), allow_nan=False)
+    assert any("Too little of the body's outline" in warning for warning in quality.warnings)
+
+
 def test_only_the_given_mask_counts() -> None:
     """A large box of tissue beside the head moves with neither volume; a mask leaves it out."""
     head = draw_phantom("head", 3, 6.0)

@@ -35,7 +35,8 @@ def correct_bias(volume: Volume, mask: Volume | None = None) -> Volume:
         The corrected volume on the same grid.
 
     Raises:
-        RequestError: values that are not finite, fewer than 4 slices along an axis, or no body.
+        RequestError: values that are not finite, fewer than 4 slices or not more than 6 mm along an axis, or
+            no body.
     """
     require_finite(volume)
     if min(volume.spatial_shape) < _FEWEST_SLICES:
@@ -44,6 +45,12 @@ def correct_bias(volume: Volume, mask: Volume | None = None) -> Volume:
             f"estimated: N4 needs at least {_FEWEST_SLICES} along every axis, so go without bias correction."
         )
     grid = working_grid(volume, _WORKING_MM)
+    if min(grid.shape) < 2:  # a slab that its working grid shows in one voxel
+        extent = min(edge * size for edge, size in zip(volume.spacing, volume.spatial_shape, strict=True))
+        raise RequestError(
+            f"The shading of a volume {extent:.3g} mm thick cannot be estimated: N4 needs more than "
+            f"{_WORKING_MM:g} mm along every axis, so go without bias correction."
+        )
     body = view(volume, grid, mask).body
     coarse = coarsened(volume, grid, fill=0).array
     if not body.any() or coarse[body].mean() <= 0:

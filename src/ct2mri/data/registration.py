@@ -43,8 +43,8 @@ class RegistrationQuality:
     Attributes:
         edge_distance_mm: mean distance of the two outlines of the body; None where too little is seen.
         edge_distance_before_mm: the same before.
-        start_agreement_mm: greatest distance, as a mean over the body's surface, between the result and what
-            the other best starts came to.
+        start_agreement_mm: greatest distance, as a mean over the body's surface (where none is seen, over the
+            body), between the result and what the other best starts came to.
         starts: starts that were tried.
         mutual_information_before, mutual_information_after: in nats, near the fixed volume's body.
         translation_mm: length of the motion of the body's centre.
@@ -121,6 +121,8 @@ def register_rigid(
 
     matrix = np.asarray(np.linalg.inv(best[0]), dtype=np.float64)
     surface = surface_points(judge.fixed)
+    if not len(surface):  # a body that fills its field of view shows none
+        surface = world(judge.fixed, np.argwhere(judge.fixed.body))
     apart = max(_distance(best[0], other, surface) for other in best[1:])
     moved = Volume(moving.array, matrix @ moving.affine, dict(moving.metadata))
     turned = [stage.turned_over() for stage in dict.fromkeys((coarse, judge))]
