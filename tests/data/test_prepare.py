@@ -186,6 +186,25 @@ def test_complete_cases_are_kept_and_changed_ones_prepared_again(tmp_path, capsy
     assert not list((tmp_path / "set" / "cases").glob(".*"))
 
 
+def test_a_case_whose_arrays_are_missing_or_cut_short_is_prepared_again(tmp_path, capsys):
+    """Of a copy that was interrupted, say; the refusal to read them says to run `prepare`."""
+    raw = write_raw(tmp_path / "raw", 4)
+    whole = run(raw, tmp_path / "set")
+    arrays = {case: np.array(whole.case(case).source) for case in ("p0", "p1", "p2")}
+    cases = tmp_path / "set" / "cases"
+    (cases / "p0" / "source.npy").unlink()
+    (cases / "p1" / "source.npy").write_bytes((cases / "p1" / "source.npy").read_bytes()[:-1])
+    (cases / "p2" / "mask.npy").write_bytes(b"")
+    with pytest.raises(RequestError, match="run `ct2mri prepare` again"):
+        _ = whole.case("p0").source
+    capsys.readouterr()
+    again = run(raw, tmp_path / "set")
+    assert capsys.readouterr().out.count("is up to date") == 1
+    for case, array in arrays.items():
+        np.testing.assert_array_equal(again.case(case).source, array)
+        assert again.case(case).mask.any()
+
+
 def test_an_edited_plan_is_followed(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", 4)
     dataset = run(raw, tmp_path / "set")

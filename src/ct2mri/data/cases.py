@@ -160,6 +160,15 @@ class PreparedCase:
             if min(n for a, n in enumerate(self.spatial_shape) if a != axis) > 1
         ]
 
+    def is_whole(self) -> bool:
+        """Whether all arrays but the draft are there and of their size; their values are not read."""
+        try:
+            for name in ("source", "target", "mask", "valid"):
+                self._array(name)
+        except RequestError:
+            return False
+        return True
+
     def _array(self, name: str) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:

@@ -49,14 +49,14 @@ def inputs_of(case: RawCase, plan: Plan) -> dict[str, Any]:
 
 
 def complete_case(folder: Path, inputs: dict[str, Any]) -> PreparedCase | None:
-    """The case as prepared before, if it was made of the same files by the same plan."""
+    """The case as prepared before, if it is whole and was made of the same files by the same plan."""
     if not (folder / "case.json").is_file():
         return None
     try:
         case = PreparedCase.read(folder)
     except RequestError:
         return None
-    return case if case.inputs == inputs else None
+    return case if case.inputs == inputs and case.is_whole() else None
 
 
 def prepare_case(case: RawCase, plan: Plan, contrast: str | None, options: PrepareOptions) -> PreparedCase:
