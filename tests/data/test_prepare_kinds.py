@@ -143,6 +143,68 @@ def test_targets_of_another_contrast_are_named_and_left_out(tmp_path, write_dico
     assert run(raw, tmp_path / "set2", plan=tmp_path / "plan.json").case_ids() == ["p0", "p1", "p3", "p4"]
 
 
+def write_study(folder, person, seed, write_dicom_slice):
+    """CT and MR of one study in a folder."""
+    for name, volume, tags in zip(
+        ("ct", "mr"), ellipsoid(seed), ({}, {"Modality": "MR", "SeriesDescription": "T1"}), strict=True
+    ):
+        tags = {
+            "PatientID": person,
+            "PatientName": f"Doe^{person}",
+            "StudyInstanceUID": f"1.3.{seed}",
+            **tags,
+        }
+        uids = {"SeriesInstanceUID": f"1.2.{seed}.{name == 'mr':d}", "FrameOfReferenceUID": f"1.4.{seed}"}
+        write_dicom(folder / f"{name}-{seed}", volume, write_dicom_slice, **tags, **uids)
+
+
+def test_a_patient_who_comes_again_in_another_folder_stays_on_one_side(tmp_path, write_dicom_slice, capsys):
+    raw, second = tmp_path / "raw", tmp_path / "second"
+    for number in range(4):
+        write_study(raw / f"export-{number}", f"id-{number}", number, write_dicom_slice)
+    before = run(raw, tmp_path / "set").plan.split
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("cases/*/*")}
+    assert "id-" not in (tmp_path / "set" / "cases" / "export-0" / "case.json").read_text()
+    for number in range(4):  # follow-ups, in the same raw folder and in one of their own
+        write_study(
+            (raw, second)[number % 2] / f"later-{number}", f"id-{number}", 10 + number, write_dicom_slice
+        )
+    capsys.readouterr()
+    run(raw, tmp_path / "set")
+    dataset = run(second, tmp_path / "set")
+    assert dataset.plan.split == before and len(dataset.case_ids()) == 8
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert "later-1 (export-1), later-3 (export-3)" in capsys.readouterr().out
+    # And somebody else in a folder of that name takes nobody's place.
+    write_study(tmp_path / "third" / "export-0", "id-9", 20, write_dicom_slice)
+    write_study(tmp_path / "third" / "export-8", "id-8", 21, write_dicom_slice)
+    dataset = run(tmp_path / "third", tmp_path / "set")
+    assert len(dataset.case_ids()) == 9 and "export-8" in dataset.case_ids()
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert "knows another patient by the name export-0" in capsys.readouterr().out
+    # Nor does a follow-up of another patient in a folder of that name.
+    write_study(tmp_path / "fourth" / "export-0", "id-1", 22, write_dicom_slice)
+    dataset = run(tmp_path / "fourth", tmp_path / "set")
+    assert dataset.case("export-1_export-0").patient_id == "export-1" and len(dataset.case_ids()) == 10
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    run(tmp_path / "fourth", tmp_path / "set")
+    assert "export-1_export-0: is up to date" in capsys.readouterr().out
+
+
+def test_data_prepared_before_patients_were_told_by_headers_keep_their_names(tmp_path, write_dicom_slice):
+    raw = tmp_path / "raw"
+    for number in range(3):
+        write_study(raw / f"export-{number}", f"id-{number}", number, write_dicom_slice)
+    before = run(raw, tmp_path / "set").plan.split
+    for path in (tmp_path / "set").glob("cases/*/case.json"):
+        content = json.loads(path.read_text())
+        del content["facts"]["person"]
+        path.write_text(json.dumps(content))
+    write_study(raw / "later", "id-1", 10, write_dicom_slice)
+    dataset = run(raw, tmp_path / "set")
+    assert dataset.plan.split == before and len(dataset.case_ids()) == 4
+
+
 def test_a_contrast_agent_makes_another_contrast_in_every_layout(tmp_path, write_dicom_slice):
     raw = write_patients(tmp_path / "raw", range(4))
     for number in range(4):

@@ -25,6 +25,7 @@ from ct2mri.data.deciding import (
 )
 from ct2mri.data.layouts import RawData, find_cases
 from ct2mri.data.layouts.cases import visible_folders
+from ct2mri.data.persons import name_as_before
 from ct2mri.data.plan import Plan
 from ct2mri.data.prepare_case import complete_case, inputs_of, plan_hash, prepare_case
 from ct2mri.data.prepare_report import (
@@ -72,6 +73,7 @@ def prepare(options: PrepareOptions) -> None:
         )
     _require_own_cases(options)
     raw = find_cases(options.raw, options)
+    name_as_before(raw, options.dataset)
     for note in raw.notes:
         print(f"Note: {note}")
     told = read_splits(options, raw)

@@ -76,6 +76,8 @@ def prepare_case(case: RawCase, plan: Plan, contrast: str | None, options: Prepa
     refuse_unlike(target_contrast(case.facts, target.metadata, plan), contrast, options)
     check_case(source, target, plan)
     facts = {**case.facts, "source": _header_facts(source), "target": _header_facts(target)}
+    if case.person is not None:
+        facts["person"] = case.person
     warnings = _cbct_warnings(facts, plan)
     warnings += source.metadata.get("warnings", []) + target.metadata.get("warnings", [])
     registration, write_picture = None, None

@@ -103,6 +103,7 @@ class RawCase:
         centre: the hospital it comes from, as the data set calls it.
         facts: what the layout says: `source_contrast` and `target_contrast` of MR (e.g. "T1w"),
             `source_cbct` and `target_cbct` (True for a cone-beam CT), `anatomy`.
+        person: a hash by which the patient is told under any name; None where the name is all that tells.
     """
 
     case_id: str
@@ -113,6 +114,7 @@ class RawCase:
     orientation: Orientation | None = None
     centre: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    person: str | None = None
 
     @property
     def source_name(self) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,8 @@ def _add_patient(
     for members in groups or [series]:
         case_id = patient_id if len(groups) < 2 else f"{patient_id}_study-{_digest(members[0].study_uid)[:6]}"
         try:
-            found.cases.append(_pair(case_id, patient_id, members, options))
+            case = _pair(case_id, patient_id, members, options)
+            found.cases.append(replace(case, person=members[0].patient_key or None))
         except RequestError as error:
             found.left_out[case_id] = str(error)
 
