@@ -26,6 +26,14 @@ def test_known_shading_is_taken_away() -> None:
     assert np.array_equal(correct_bias(mr).array, plain.array)
 
 
+def test_a_voxel_far_below_nought_makes_no_ct_of_an_mr() -> None:
+    mr = draw_phantom("head", 0, 8.0).mr
+    array = mr.array.copy()
+    array[0, 0, 0] = -250
+    plain, undershot = (correct_bias(Volume(each, mr.affine)).array for each in (mr.array, array))
+    np.testing.assert_allclose(undershot[1:], plain[1:], rtol=0.01)
+
+
 def test_what_has_no_shading_is_refused() -> None:
     mr = draw_phantom("head", 0, 8.0).mr
     with pytest.raises(RequestError, match="at least 4 along every axis"):

@@ -288,6 +288,23 @@ def test_pairs_are_registered_where_asked_and_told_how_well(tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_voxel_far_below_nought_makes_no_ct_of_an_mr(tmp_path):
+    """Interpolation by splines undershoots beside bright voxels; files other than DICOM name no modality."""
+    raw = tmp_path / "raw"
+    for name, lowest in (("plain", 0.0), ("undershot", -250.0)):
+        ct, mr = ellipsoid(3)
+        array = mr.array * 10
+        array[0, 0, 0] = lowest
+        moved = mr.affine.copy()
+        moved[:3, 3] += (9, -6, 5)
+        save_volume(ct, raw / name / "ct.nii.gz")
+        save_volume(Volume(array, moved), raw / name / "mr.nii.gz")
+    dataset = run(raw, tmp_path / "set", register="rigid", validation_fraction=0, test_fraction=0)
+    plain, undershot = (dataset.case(name).registration for name in ("plain", "undershot"))
+    assert undershot["warnings"] == plain["warnings"]
+    np.testing.assert_allclose(undershot["matrix"], plain["matrix"], atol=0.2)
+
+
 def test_a_worker_that_is_killed_costs_one_case(tmp_path):
     raw = write_patients(tmp_path / "raw", range(5), size=46, edge=2.5)
     command = [sys.executable, "-m", "ct2mri", "prepare", str(raw), str(tmp_path / "set"), "--workers", "1"]

@@ -51,7 +51,8 @@ def correct_bias(volume: Volume, mask: Volume | None = None) -> Volume:
             f"The shading of a volume {extent:.3g} mm thick cannot be estimated: N4 needs more than "
             f"{_WORKING_MM:g} mm along every axis, so go without bias correction."
         )
-    body = view(volume, grid, mask).body
+    named = Volume(volume.array, volume.affine, {"modality": "MR"})  # whatever its lowest value looks like
+    body = view(named, grid, mask).body
     coarse = coarsened(volume, grid, fill=0).array
     if not body.any() or coarse[body].mean() <= 0:
         raise RequestError(

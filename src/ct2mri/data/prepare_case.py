@@ -82,6 +82,7 @@ def prepare_case(case: RawCase, plan: Plan, contrast: str | None, options: Prepa
     warnings += source.metadata.get("warnings", []) + target.metadata.get("warnings", [])
     registration, write_picture = None, None
     if plan.registration == "rigid":
+        source, target = _named(source, plan.source_units), _named(target, plan.target_units)
         registration, target, write_picture = _registered(source, target, mask, options.seed)
         warnings += registration.quality.warnings
     prepared = prepare_source(source, plan, mask)
@@ -104,6 +105,12 @@ def prepare_case(case: RawCase, plan: Plan, contrast: str | None, options: Prepa
         else {"matrix": registration.matrix.tolist(), **registration.quality.to_json()},
         write_also=write_picture,
     )
+
+
+def _named(volume: Volume, units: str) -> Volume:
+    """The volume with the modality that the plan means: most files name none, and lowest values mislead."""
+    modality = "CT" if units == "HU" else "MR"
+    return Volume(volume.array, volume.affine, {**volume.metadata, "modality": modality})
 
 
 def _registered(
