@@ -334,6 +334,12 @@ def test_too_few_patients_and_impossible_shares_are_said(tmp_path):
     assert len(dataset.case_ids("train")) == len(dataset.case_ids("validation")) == 1
 
 
+@pytest.mark.parametrize(("validation", "test"), [(0.9, 0.0), (0.5, 0.45)])
+def test_shares_that_round_to_all_patients_are_refused(validation, test):
+    with pytest.raises(RequestError, match=r"take all 4 patients.*nobody to train on"):
+        draw_split(["a", "b", "c", "d"], validation, test, 0)
+
+
 def test_a_split_file_is_kept_to(tmp_path):
     raw = write_raw(tmp_path / "raw", 4)
     path = tmp_path / "mine.json"

@@ -143,6 +143,11 @@ def draw_split(patients: Sequence[str], validation_fraction: float, test_fractio
         )
     validation = max(1, round(validation_fraction * len(patients))) if validation_fraction else 0
     test = max(1, round(test_fraction * len(patients))) if test_fraction else 0
+    if validation + test >= len(patients):
+        raise RequestError(
+            f"The shares for validation ({validation_fraction:g}) and test ({test_fraction:g}) take all "
+            f"{len(patients)} patients, which leaves nobody to train on; give smaller ones, or more patients."
+        )
     order = [str(p) for p in np.random.default_rng(seed).permutation(sorted(patients))]
     held_out = validation + test
     return Split(
