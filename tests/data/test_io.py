@@ -244,6 +244,18 @@ def test_nrrd_without_space_warns(tmp_path: Path) -> None:
     assert "“space” is missing" in volume.metadata["warnings"][0]
 
 
+@pytest.mark.parametrize(
+    ("space", "warned"),
+    [("scanner-xyz", 1), ("3D-right-handed", 1), ("left-posterior-superior", 0), ("RAS", 0), ("LAS", 0)],
+)
+def test_nrrd_in_a_space_that_is_not_the_patients_warns(space: str, warned: int, tmp_path: Path) -> None:
+    header = f"NRRD0004\ntype: uint8\ndimension: 3\nspace: {space}\nsizes: 2 2 2\nencoding: raw\n"
+    header += "space directions: (1,0,0) (0,1,0) (0,0,2)\nspace origin: (1,2,3)\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(8))
+    warnings = load_volume(tmp_path / "a.nrrd").metadata["warnings"]
+    assert len(warnings) == warned and all("left and right may be swapped" in text for text in warnings)
+
+
 def test_nrrd_in_other_spaces(tmp_path: Path) -> None:
     header = (
         "NRRD0004\ntype: uint8\ndimension: 3\nspace: right-anterior-superior\nsizes: 2 2 2\n"

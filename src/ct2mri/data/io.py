@@ -258,8 +258,12 @@ def _load_itk(path: Path) -> Volume:
             "copy or export it again."
         ) from error
     warnings = []
-    if _suffix(path) == ".nrrd" and not reader.HasMetaDataKey("NRRD_space"):
-        warnings.append(_no_orientation(path, "the field “space” is missing"))
+    if _suffix(path) == ".nrrd":
+        space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else None
+        if space is None:
+            warnings.append(_no_orientation(path, "the field “space” is missing"))
+        elif not space.endswith("superior"):  # the scanner's or any axes, taken for the patient's
+            warnings.append(_no_orientation(path, f"its “space” is {space}"))
     return from_sitk(image, {"warnings": warnings})
 
 
