@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from pydicom.uid import MRImageStorage, generate_uid
 
+from ct2mri.data.dicom_write import save_dicom_series
+from ct2mri.data.io import load_volume
 from ct2mri.data.layouts import find_cases
 from ct2mri.errors import RequestError
 from ct2mri.options.data import RawDataOptions
@@ -95,6 +97,24 @@ def test_contrasts_guessed_from_headers_are_not_mixed(tmp_path, write_series):
     with pytest.raises(RequestError, match="T1w with contrast agent in 1 cases"):
         find(tmp_path)
     assert ids(find(tmp_path, target="t1c")) == ["d"] and ids(find(tmp_path, target="t1")) == ["a", "c"]
+
+
+def test_results_of_ours_are_no_images_to_learn_from(tmp_path, write_series):
+    """They lie in the study of their CT, as `translate --format dicom` writes them for viewers."""
+    for patient in ("anna", "bert"):
+        identity = {"PatientID": patient, "StudyInstanceUID": f"1.2.{patient == 'anna':d}"}
+        write_series(tmp_path / patient, 1000, "CT soft", **identity)
+        volume = load_volume(tmp_path / patient)
+        result = volume.with_array(np.full_like(volume.array, 7))
+        words = {"series_description": "SYNTHETIC MR from CT", "derivation": "Synthetic.", "model": "tiny"}
+        origin = volume.metadata["dicom"]
+        save_dicom_series(result, tmp_path / patient / "out", modality="MR", origin=origin, **words)
+        if patient == "anna":
+            write_series(tmp_path / patient, 500, "T1 mprage", modality="MR", **identity)
+    found = find(tmp_path)
+    assert ids(found) == ["anna"] and values(found.cases[0]) == (-24, 500)
+    (reason,) = found.left_out.values()
+    assert "its only mr is synthetic" in reason and "acquired" in reason
 
 
 def test_cone_beam_cts_are_told_apart(tmp_path, write_series):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ct2mri.data.dicom_facts import FACT_KEYWORDS, series_facts
 from ct2mri.data.dicom_files import as_numbers, frame_value, looks_like_dicom, read_header
+from ct2mri.data.dicom_header import MANUFACTURER
 from ct2mri.errors import RequestError
 
 _KEYWORDS = (
@@ -61,6 +62,7 @@ class DicomSeries:
         person: hashes of birth date, sex and the words of the name, for `contradicts` and `is_named_in`.
         pseudonymous: whether the header says that the identity was removed, or calls the patient by the
             PatientID alone.
+        synthetic: whether this program wrote them: results, which a model drew.
     """
 
     uid: str
@@ -75,6 +77,7 @@ class DicomSeries:
     facts: dict[str, Any]
     person: tuple[str, str, frozenset[str]] = field(repr=False)
     pseudonymous: bool = False
+    synthetic: bool = False
 
     @property
     def label(self) -> str:
@@ -206,6 +209,7 @@ def _series(group: _Group) -> DicomSeries:
         ),
         pseudonymous=_hashed_words(_text(header, "PatientName")) <= _hashed_words(patient)
         or _text(header, "PatientIdentityRemoved").upper() == "YES",
+        synthetic=_text(header, "Manufacturer") == MANUFACTURER,
     )
 
 

@@ -192,11 +192,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _of(series: Iterable[DicomSeries], word: str) -> list[DicomSeries]:
-    """The series of a modality, without scouts, and without single images where there are stacks."""
+def _of(series: Iterable[DicomSeries], word: str, *, synthetic: bool = False) -> list[DicomSeries]:
+    """The series of a modality, without scouts, and without single images where there are stacks.
+
+    Either those that were acquired, or results of this program, which nothing is to be learnt from.
+    """
     word = word.lower()
     modality = {"mri": "MR", "pet": "PT", "cbct": "CT"}.get(word, "MR" if is_mr_word(word) else word.upper())
-    fitting = [one for one in series if not one.facts["localizer"]]
+    fitting = [one for one in series if not one.facts["localizer"] and one.synthetic == synthetic]
     if word == "cbct":
         fitting = [one for one in fitting if _is_cbct(one)]
     else:
@@ -295,6 +298,8 @@ def _missing(series: list[DicomSeries], word: str) -> str:
             "its only CT is a cone-beam CT (CBCT), whose values are not reliable HU; train on such data by "
             "themselves with cbct instead of ct"
         )
+    if _of(series, word, synthetic=True):
+        return f"its only {word} is synthetic, a result of ct2mri; add the one that was acquired"
     labels = sorted({one.label for one in series})
     there = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
     return f"it has no {word} series{f' (there is {there})' if there else ''}"
