@@ -205,6 +205,14 @@ def test_a_case_whose_arrays_are_missing_or_cut_short_is_prepared_again(tmp_path
         assert again.case(case).mask.any()
 
 
+def test_the_same_request_from_python_is_the_same_whatever_holds_its_numbers(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw", 3)
+    asked = {"spacing": (5.0, 5.0, 5.0), "windows": [(-1000, 1000)]}
+    run(raw, tmp_path / "set", **asked)
+    run(raw, tmp_path / "set", **asked)
+    assert capsys.readouterr().out.count("is up to date") == 3
+
+
 def test_an_edited_plan_is_followed(tmp_path, capsys):
     raw = write_raw(tmp_path / "raw", 4)
     dataset = run(raw, tmp_path / "set")

@@ -1,6 +1,7 @@
 """Deciding the plan of a data set from what was asked and from a look at every case."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -103,13 +104,9 @@ def decisions_of(options: PrepareOptions, told: ToldSplit | None) -> dict[str, A
     given = None if options.plan is None else hashlib.sha256(_plan_bytes(options.plan)).hexdigest()
     asked = {name: getattr(options, name) for name in _ASKED}
     modalities = {"source": options.source.lower(), "target": options.target.lower()}
-    return {
-        "plan": given,
-        **asked,
-        **modalities,
-        "splits": told,
-        "hold_out_centre": options.hold_out_centre,
-    }
+    beside = {"splits": told, "hold_out_centre": options.hold_out_centre}
+    decisions: dict[str, Any] = json.loads(json.dumps({"plan": given, **asked, **modalities, **beside}))
+    return decisions
 
 
 def _plan_bytes(path: Path) -> bytes:
