@@ -182,6 +182,14 @@ def test_a_patient_who_comes_again_in_another_folder_stays_on_one_side(tmp_path,
     assert len(dataset.case_ids()) == 9 and "export-8" in dataset.case_ids()
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert "knows another patient by the name export-0" in capsys.readouterr().out
+    alone = tmp_path / "alone"
+    write_study(alone / "export-0", "id-9", 23, write_dicom_slice)
+    (alone / "splits.json").write_text(json.dumps({"train": ["export-0"]}))
+    with pytest.raises(
+        RequestError, match=r"None of 1 cases can be used.*another patient by the name export-0"
+    ):
+        run(alone, tmp_path / "set")
+    PreparedDataset(tmp_path / "set")  # which stays as it is
     # Nor does a follow-up of another patient in a folder of that name.
     write_study(tmp_path / "fourth" / "export-0", "id-1", 22, write_dicom_slice)
     dataset = run(tmp_path / "fourth", tmp_path / "set")

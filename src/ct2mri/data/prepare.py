@@ -74,6 +74,8 @@ def prepare(options: PrepareOptions) -> None:
     _require_own_cases(options)
     raw = find_cases(options.raw, options)
     name_as_before(raw, options.dataset)
+    if not raw.cases:
+        raise no_case_left(raw.left_out)
     for note in raw.notes:
         print(f"Note: {note}")
     told = read_splits(options, raw)
