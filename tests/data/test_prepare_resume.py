@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from prepare_tiny import run, write_patients
+from prepare_tiny import ellipsoid, run, write_patients
 
 from ct2mri.data.cases import PreparedDataset
+from ct2mri.data.io import save_volume
 from ct2mri.data.prepare import prepare
 from ct2mri.data.splits import side_of_newcomer
 from ct2mri.errors import CasesLeftOutError, RequestError
@@ -234,6 +235,23 @@ def test_a_second_delivery_in_a_folder_of_its_own_joins_the_data_set(tmp_path, c
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"spacing": [7.0, 7.0, 7.0]}))
     assert run(second, tmp_path / "set").case_ids() == ["p3"]
+
+
+def test_cases_that_take_the_place_of_others_of_their_name_are_told_before_they_do(tmp_path, capsys):
+    """Two hospitals number their patients alike, and nothing in NIfTI tells whose images they are."""
+    run(write_patients(tmp_path / "first", range(3)), tmp_path / "set")
+    second = tmp_path / "second"
+    for number in (1, 3):
+        ct, mr = ellipsoid(number + 10)
+        save_volume(ct, second / f"p{number}" / "ct.nii.gz")
+        save_volume(mr, second / f"p{number}" / "mr.nii.gz")
+    assert "other files" not in capsys.readouterr().out
+    prepare(PrepareOptions(raw=second, dataset=tmp_path / "set", dry_run=True))
+    assert "1 case of the data set was prepared of other files than these (p1)" in capsys.readouterr().out
+    run(second, tmp_path / "set")
+    assert "other files than these (p1)" in capsys.readouterr().out
+    run(second, tmp_path / "set")
+    assert "other files" not in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):

@@ -84,6 +84,7 @@ def prepare(options: PrepareOptions) -> None:
     if options.dry_run:
         plan = settings_of(options, raw) if decided is None else decided.plan
         work = _all_work(raw, told) if decided is None else _sort(options, raw, told, decided)
+        _tell_replaced(options.dataset, work, plan)
         print_dry_run(raw, plan, work, measured=decided is not None)
         _be_strict(options, work.left_out)
         return
@@ -91,7 +92,9 @@ def prepare(options: PrepareOptions) -> None:
         decided = decide_plan(options, raw, told)
     print_plan(decided.plan)
     keep_for_resuming(options, decisions, decided)
-    outcome = _prepare_cases(options, _sort(options, raw, told, decided), decided)
+    work = _sort(options, raw, told, decided)
+    _tell_replaced(options.dataset, work, decided.plan)
+    outcome = _prepare_cases(options, work, decided)
     _remove_stale(options.dataset, set(outcome.prepared))
     outcome.plan.write(options.dataset / "plan.json")
     write_summary(options.dataset, raw, decisions, outcome)
@@ -147,6 +150,27 @@ def _sort(options: PrepareOptions, raw: RawData, told: ToldSplit | None, decided
         folder, decided.plan, {case.case_id for case in raw.cases} | set(work.left_out)
     )
     return work
+
+
+def _tell_replaced(dataset: Path, work: Work, plan: Plan) -> None:
+    """Say which complete cases make way for others of their name: repaired images, or somebody else's."""
+    replaced = []
+    for case in work.todo:
+        try:
+            before = PreparedCase.read(dataset / "cases" / case.case_id)
+        except RequestError:
+            continue
+        inputs = inputs_of(case, plan)
+        if before.inputs != inputs and before.inputs.get("plan") == inputs["plan"]:
+            replaced.append(case.case_id)
+    if replaced:
+        were = "was" if len(replaced) == 1 else "were"
+        more = ", …" if len(replaced) > 3 else ""
+        print(
+            f"Note: {counted(len(replaced), 'case')} of the data set {were} prepared of other files than "
+            f"these ({', '.join(replaced[:3])}{more}) and will be replaced; if these are other patients of "
+            "the same names, stop here and rename them."
+        )
 
 
 def _cases_of_other_folders(folder: Path, plan: Plan, here: set[str]) -> dict[str, PreparedCase]:
