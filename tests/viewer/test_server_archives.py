@@ -113,6 +113,33 @@ def test_headers_that_name_another_file(tmp_path):
     assert "another file" in refusal(write(tmp_path / "b.mha", (many + meta.format(secret)).encode()))
 
 
+def test_headers_that_name_another_file_in_words_that_only_itk_understands(tmp_path):
+    """Case, separators, ends of lines and long headers, where ITK would find the other file."""
+    secret = write(tmp_path / "secret", b"s" * 990)
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 9 10 11\nElementType = MET_UCHAR\n"
+    for fields in (
+        f"elementdatafile = LOCAL\nElementDataFile = {secret}\n",
+        f"ElementDataFile : {secret}\nElementDataFile = LOCAL\n",
+    ):
+        path = write(tmp_path / "a.mha", (meta + fields).encode() + bytes(990))
+        assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).max() == ord("s")
+        assert "another file" in refusal(path)
+    # The word may lie across the pieces in which a file is looked through.
+    ahead = (meta + "ElementDataFile = LOCAL\n").encode()
+    for gap in range(2**20 - 16, 2**20 + 2):
+        path = write(tmp_path / "b.mha", ahead + bytes(gap - len(ahead)) + b"ElementDataFile")
+        assert "another file" in refusal(path)
+    nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 9 10 11\nencoding: raw\n"
+    comments = f"# {'x' * 1000}\n" * 1100
+    for fields, words in (
+        (f"# x\rdata file: {secret}\n\n", "another file"),
+        (f"{comments}data file: {secret}\n\n", "more than 1.0 MiB"),
+    ):
+        path = write(tmp_path / "a.nrrd", (nrrd + fields).encode() + bytes(990))
+        assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).max() == ord("s")
+        assert words in refusal(path)
+
+
 def zipped(path: Path, names: list[str], content: bytes = b"x", mode: int = 0) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:

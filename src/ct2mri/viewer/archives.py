@@ -31,6 +31,7 @@ _MET_BYTES = {
     "LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
 _NIFTI_BITS_AT = 72
+_META_VOXELS = "ElementDataFile"
 
 
 def suffix_of(name: str) -> str:
@@ -176,31 +177,42 @@ def _unpack_nifti(path: Path, voxels: int) -> Path:
 
 def _check_meta_image(path: Path, voxels: int) -> None:
     fields, begins = _meta_header(path)
-    if fields.get("elementdatafile", "").upper() != "LOCAL":
+    # ITK takes other line ends and separators than these too: where the word stands but once, it means that.
+    if fields.get(_META_VOXELS, "").upper() != "LOCAL" or _count(path, _META_VOXELS.encode()) != 1:
         raise RequestError("The .mha refers to another file for its voxels; save it as one file.")
     try:
-        shape = [int(number) for number in fields["dimsize"].split()]
-        each = _MET_BYTES[fields["elementtype"].upper().removeprefix("MET_").removesuffix("_ARRAY")]
-        channels = int(fields.get("elementnumberofchannels", "1"))
+        shape = [int(number) for number in fields["DimSize"].split()]
+        each = _MET_BYTES[fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY")]
+        channels = int(fields.get("ElementNumberOfChannels", "1"))
     except (KeyError, ValueError) as error:
         raise RequestError("The .mha has no readable header: it is damaged; export it again.") from error
     if min(shape, default=0) < 1 or channels < 1:
         raise RequestError("The .mha header is damaged (its shape makes no sense); export the volume again.")
-    packed = fields.get("compresseddata", "False").lower() == "true"
+    packed = fields.get("CompressedData", "False").lower() == "true"
     present = None if packed else path.stat().st_size - begins
     _check_voxels(shape, each * channels, present, voxels)
 
 
 def _meta_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage header by lower-case name, and where the voxels begin."""
+    """The fields of a MetaImage header, and where the voxels begin."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         while file.tell() < _LONGEST_HEADER and (line := file.readline(_LONGEST_HEADER)):
             name, _, value = line.decode("latin-1").partition("=")
-            fields[name.strip().lower()] = value.strip()
-            if name.strip().lower() == "elementdatafile":
+            fields[name.strip()] = value.strip()
+            if name.strip() == _META_VOXELS:
                 break
         return fields, file.tell()
+
+
+def _count(path: Path, word: bytes) -> int:
+    """How often a word stands in a file, wherever."""
+    found, kept = 0, b""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found += (kept + chunk).count(word)
+            kept = chunk[1 - len(word) :]
+    return found
 
 
 def _check_nrrd(path: Path, voxels: int) -> None:
@@ -222,9 +234,12 @@ def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
     if not file.readline(16).startswith(b"NRRD"):
         raise RequestError("The file has no NRRD header: it is damaged or of another kind; export it again.")
     fields: dict[str, str] = {}
-    while file.tell() < _LONGEST_HEADER and (line := file.readline(_LONGEST_HEADER).strip()):
-        name, _, value = line.decode("latin-1").partition(":")
-        fields[name.strip().lower()] = value.strip()
+    while line := file.readline(_LONGEST_HEADER).strip():
+        if file.tell() > _LONGEST_HEADER:
+            raise RequestError(f"The .nrrd header has more than {_size(_LONGEST_HEADER)}; save it anew.")
+        for part in line.decode("latin-1").split("\r"):  # which ends a line too
+            name, _, value = part.partition(":")
+            fields[name.strip().lower()] = value.strip()
     return fields
 
 
