@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -220,6 +221,36 @@ def test_the_patient_is_left_out_on_request_and_never_printed(model, write_ct, t
     for path in (*(tmp_path / "nobody").iterdir(), tmp_path / "nobody.json"):
         assert not [secret for secret in secret_bytes if secret in path.read_bytes()]
     assert load_volume(tmp_path / "nobody").grid.matches(tiny.ct().grid)
+
+
+def test_warnings_of_a_source_that_tell_its_name_do_not_without_the_patient(
+    model, write_ct, write_dicom_slice, tmp_path
+):
+    doe = write_ct(tmp_path / "Doe", tiny.ct())
+    (doe / "notes.txt").write_text("of the patient")
+    scout = {"SeriesInstanceUID": "1.2.3.98765", "SeriesDescription": "Scout of Doe"}
+    scout |= {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_dicom_slice(doe / "scout", np.zeros((9, 9), dtype=np.int16), **scout)
+    image = nibabel.Nifti1Image(tiny.ct().array, None)
+    image.header.set_zooms((3, 3, 3))
+    image.to_filename(tmp_path / "Doe.nii")
+    for source, words in (
+        (doe, "Passed over 1 of 19 files in the source that are not DICOM images."),
+        (doe, "Passed over what is no scan in the source: another series."),
+        (tmp_path / "Doe.nii", "The source does not say how its voxels lie in the patient"),
+    ):
+        run(source, tmp_path / "named", model, overwrite=True)
+        assert "Doe" in (tmp_path / "named.json").read_text()
+        run(source, tmp_path / "nobody", model, anonymize=True, overwrite=True)
+        sidecar = (tmp_path / "nobody.json").read_text()
+        assert words in sidecar
+        assert "Doe" not in sidecar and "98765" not in sidecar
+        # The viewer makes results with and without the patient of one source.
+        kept = tmp_path / f"kept-{len(words)}"
+        kept.mkdir()
+        read_given(source, kept, Described(name="ct", group="ct", role="source"))
+        told = " ".join(load_kept(kept, "source").metadata["warnings"])
+        assert words in told and "Doe" not in told
 
 
 def test_a_model_that_makes_ct_writes_ct(ct_folder, tmp_path, capsys):

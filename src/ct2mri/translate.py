@@ -14,6 +14,7 @@ from ct2mri.data.io import (
     find_volumes,
     is_volume_path,
     load_volume,
+    nameless_warnings,
     require_writable,
     volume_stem,
 )
@@ -333,6 +334,8 @@ def _run(
 ) -> TranslationResult:
     if options.format == "dicom":
         straight_affine(ct.grid)  # refuses what cannot be written before it is worked on
+    if options.anonymize:
+        ct.metadata["warnings"] = nameless_warnings(ct)
     result = pipeline.translate(
         ct,
         mask=mask,

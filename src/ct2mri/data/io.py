@@ -144,6 +144,18 @@ def load_volume(path: str | Path) -> Volume:
     return volume
 
 
+def nameless_warnings(volume: Volume) -> list[str]:
+    """The warnings of `load_volume` without what files, folder and series are called: patients, perhaps."""
+    path = Path(volume.metadata["path"])
+    names = "|".join(re.escape(name) for name in (path.name, path.resolve().name) if name)
+    nameless = []
+    for warning in volume.metadata["warnings"]:
+        told = re.sub(rf"(?<!\w)({names})(?!\w)", "the source", warning, count=1)
+        told = re.sub(r"“.*?” \(.*?\)", "another series", told)  # `DicomSeries.label`
+        nameless.append(told[:1].upper() + told[1:])
+    return nameless
+
+
 def _require_scalar_volume(path: Path, shape: tuple[int, ...], scalar: bool) -> None:
     if not scalar:
         raise RequestError(

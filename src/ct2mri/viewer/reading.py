@@ -12,7 +12,7 @@ import pydicom
 
 from ct2mri.data.dicom_files import read_whole_header
 from ct2mri.data.dicom_origin import DicomOrigin
-from ct2mri.data.io import load_volume, save_volume
+from ct2mri.data.io import load_volume, nameless_warnings, save_volume
 from ct2mri.data.plausibility import require_finite
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
@@ -40,7 +40,7 @@ def read_upload(received: Path, folder: Path, described: Described, voxels: int,
         RequestError: it cannot be read or is more than allowed.
     """
     file = received if received.is_dir() else check_file(received, voxels, unpacked)
-    volume = load_volume(file)
+    volume = _load_nameless(file)
     if volume.array.size > voxels:
         raise RequestError(
             f"The volume has {volume.array.size} voxels, and {voxels} are allowed; crop or resample it first."
@@ -50,7 +50,14 @@ def read_upload(received: Path, folder: Path, described: Described, voxels: int,
 
 def read_given(path: Path, folder: Path, described: Described) -> None:
     """Read a volume that the user of this machine named, and keep it in `folder` as the volume `source`."""
-    keep(load_volume(path), folder, "source", described)
+    keep(_load_nameless(path), folder, "source", described)
+
+
+def _load_nameless(path: Path) -> Volume:
+    """Read a volume; its warnings will stand beside results, which may be wanted without the patient."""
+    volume = load_volume(path)
+    volume.metadata["warnings"] = nameless_warnings(volume)
+    return volume
 
 
 def draw_demo(folder: Path, described: dict[str, Described]) -> None:
