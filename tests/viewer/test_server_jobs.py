@@ -262,6 +262,33 @@ def test_a_worker_that_dies_fails_its_job_alone(server):
     assert server.done(after)["state"] == "done"
 
 
+def test_a_job_that_cannot_be_written_down_does_not_wait_for_ever(server):
+    """As on a disk that is full."""
+    server.done(submit(server))  # makes the folder of jobs
+    jobs = server.results / "jobs"
+    jobs.rename(jobs.with_name("away"))
+    jobs.write_text("in the way of a folder")
+    request = {"volume": volume(server, "a_ct"), "model": model(server, 2), "seed": 77}
+    assert server.client.post("/api/jobs", json=request).status_code == 500
+    jobs.unlink()
+    jobs.with_name("away").rename(jobs)
+    assert not [job for job in server.get("/api/jobs") if job["seed"] == 77]
+
+
+def test_the_queue_goes_on_where_an_end_cannot_be_written_down(server):
+    job = submit(server, steps=SLOW, samples=8)
+    server.until(f"/api/jobs/{job}", lambda record: record["step"] > 0)
+    record = server.results / "jobs" / job / "job.json"
+    record.unlink()
+    (record / "in the way").mkdir(parents=True)
+    server.client.delete(f"/api/jobs/{job}")
+    after = submit(server)
+    assert server.done(after)["state"] == "done"
+    ended = server.get(f"/api/jobs/{job}")
+    assert ended["state"] == "cancelled"
+    assert ended["detail"].startswith("How this job ended could not be written into the results folder (Is a")
+
+
 def test_the_client_of_the_docs(server, files, tmp_path):
     viewer = ViewerClient(server.address)
     ct = viewer.upload(files / "given" / "a_ct.nii.gz")

@@ -196,8 +196,8 @@ class Jobs:
                 warnings=[],
                 results=None,
             )
+            self._save(record)  # first: on a full disk there is no such job
             self._jobs[record.id] = _Job(record)
-            self._save(record)
             self._queue.append(record.id)
             self._changed.notify_all()
             return record.model_copy()
@@ -274,9 +274,9 @@ class Jobs:
                 job = self._jobs[self._queue.popleft()]
                 job.record.state, job.record.started = "running", _now()
                 job.record.stage = LOADING  # of torch too, where this is the first job
-                self._save(job.record)
                 self._tell(job.record.id)
             try:
+                self._save(job.record)
                 ended = self._do(job)
             except Exception as error:  # the queue goes on, whatever happened to one job
                 ended = Ended("failed", sentence_of(error))
@@ -336,8 +336,12 @@ class Jobs:
         """Record how a job ended, and take in what it made."""
         record, folder = job.record, self.root / job.record.id
         with self._changed:
+            made: dict[str, str] = {}
             if ended.how == "done":
                 made = {volume.rsplit("-", 1)[1]: volume for volume in self.library.add_folder(folder)}
+                if "result" not in made:
+                    ended = Ended("failed", "The result is gone from the results folder; translate again.")
+            if ended.how == "done":
                 record.results = JobResults(
                     result=made["result"],
                     draft=made.get("draft"),
@@ -349,7 +353,15 @@ class Jobs:
                 _clear(folder)
             record.state, record.detail, record.ended = ended.how, ended.detail, _now()
             record.warnings, record.seconds_left = list(ended.warnings), None
-            self._save(record)
+            try:
+                self._save(record)
+            except OSError as error:  # a full disk, say; the queue goes on
+                lost = " and deletes what it made: download that before" if ended.how == "done" else ""
+                unwritten = (
+                    f"How this job ended could not be written into the results folder ({error.strerror}); "
+                    f"the next viewer takes it for cut short{lost}."
+                )
+                record.detail = unwritten if record.detail is None else f"{record.detail} {unwritten}"
             self._tell(record.id)
 
     def _on_device(self, device: str) -> None:
