@@ -337,6 +337,44 @@ def test_a_restart_lists_what_was_done_and_what_was_not(files, tmp_path):
         assert np.array_equal(one, other)
 
 
+def test_patients_of_different_days_are_different_cases(files, tmp_path):
+    """Their files may be called alike and lie on one grid, as those of many data sets do."""
+    ct, truth = (load_volume(files / "given" / f"a_{name}.nii.gz") for name in ("ct", "mr"))
+    for patient, change in (("p1", 0.0), ("p2", 3.0)):
+        save_volume(ct.with_array(ct.array + change), tmp_path / patient / "ct.nii.gz")
+        save_volume(truth.with_array(truth.array + change), tmp_path / patient / "mr.nii.gz")
+
+    def view(*patients: str) -> Any:
+        given = [str(tmp_path / patient / f"{name}.nii.gz") for patient in patients for name in ("ct", "mr")]
+        return serving(tmp_path / "results", *given, "--models", str(files / "table"))
+
+    def cases(server: Serving) -> dict[str, list[str]]:
+        server.until("/api/status", lambda status: not status["initial"]["pending"])
+        found: dict[str, list[str]] = {}
+        for each in server.get("/api/volumes"):
+            found.setdefault(each["group"], []).append(each["role"])
+        return {case: sorted(roles) for case, roles in found.items()}
+
+    mine = ["error", "result", "source", "target"]
+    with view("p1") as first:
+        assert cases(first) == {"given": ["source", "target"]}
+        first.done(submit(first, "ct"))
+        assert cases(first) == {"given": mine}
+    with view("p2") as second:
+        assert cases(second) == {"given": ["error", "result", "source"], "given 2": ["source", "target"]}
+        source = next(
+            v["id"] for v in second.get("/api/volumes") if (v["group"], v["role"]) == ("given 2", "source")
+        )
+        second.done(second.post("/api/jobs", {"volume": source, "model": model(second)})["id"])
+        assert cases(second) == {"given": ["error", "result", "source"], "given 2": mine}
+    with view("p1") as third:  # the case that it was
+        assert cases(third) == {"given": mine, "given 2": ["error", "result", "source"]}
+    with view("p1", "p2") as both:  # one case, in which nothing tells whose truth is whose
+        assert cases(both)["given"] == sorted([*mine, "target"])
+        job = both.done(submit(both, "ct"))
+        assert (job["state"], job["results"]["error"]) == ("done", None)
+
+
 def test_volumes_keep_their_exact_place(server):
     record = server.done(submit(server))
     source = load_volume(server.results.parent / "given" / "a_ct.nii.gz")

@@ -167,16 +167,16 @@ class Library:
             return group
 
     def truth_of(self, entry: Entry) -> Entry | None:
-        """The true volume of the case of a volume, on the same grid."""
-        for other in self.entries():
-            if (
-                other.stored.described.role == "target"
-                and other.stored.described.group == entry.stored.described.group
-                and other.stored.shape == entry.stored.shape
-                and _close(other.stored.affine, entry.stored.affine)
-            ):
-                return other
-        return None
+        """The true volume of the case of a volume, on the same grid; None where several could be it."""
+        found = [
+            other
+            for other in self.entries()
+            if other.stored.described.role == "target"
+            and other.stored.described.group == entry.stored.described.group
+            and other.stored.shape == entry.stored.shape
+            and _close(other.stored.affine, entry.stored.affine)
+        ]
+        return found[0] if len(found) == 1 else None
 
     def remove(self, volume_id: str) -> None:
         """Delete a volume and its files.

@@ -3,7 +3,7 @@
 import shutil
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ct2mri.viewer.bounded import sentence_of
 from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.given import Given, GivenVolume
 from ct2mri.viewer.jobs import Jobs
-from ct2mri.viewer.library import Library
+from ct2mri.viewer.library import Entry, Library
 from ct2mri.viewer.models import Models
 from ct2mri.viewer.records import Initial, Limits, Status, UnreadFile
 from ct2mri.viewer.reports import Reports
@@ -53,10 +53,11 @@ class InitialVolumes:
 
     def start(self) -> None:
         """Begin reading."""
+        kept = {entry.id: entry for entry in self.library.entries()}  # those that jobs of earlier times use
+        self._settle_groups(kept)
         for volume in self._wanted:
-            kept = f"{volume.id}-source"
-            if any(entry.id == kept for entry in self.library.entries()):  # a job of an earlier time uses it
-                self._ready[volume.id] = [kept]
+            if (known := _kept_id(volume)) in kept:
+                self._ready[volume.id] = [known]
             else:
                 self.uploads.submit(partial(self._read, volume))
         if self._nothing_given:
@@ -66,6 +67,24 @@ class InitialVolumes:
                 self._latest = [entry.id for entry in entries if entry.stored.described.group == last]
             else:
                 self._made.append(("Digital phantom", self.uploads.demo().id))
+
+    def _settle_groups(self, kept: dict[str, Entry]) -> None:
+        """Make what is given cases of their own: in the results folder, others may be called alike.
+
+        A case of which a job of an earlier time used a volume is the one that it was then.
+        """
+        groups: dict[str, str] = {}
+        for volume in self._wanted:
+            entry = kept.get(_kept_id(volume))
+            if entry is not None and entry.stored.described.group not in groups.values():
+                groups.setdefault(volume.described.group, entry.stored.described.group)
+        for volume in self._wanted:
+            if volume.described.group not in groups:
+                groups[volume.described.group] = self.library.new_group(volume.described.group)
+        self._wanted = [
+            replace(volume, described=replace(volume.described, group=groups[volume.described.group]))
+            for volume in self._wanted
+        ]
 
     def _read(self, volume: GivenVolume) -> None:
         folder = self.library.new_folder(volume.id)
@@ -111,6 +130,11 @@ class InitialVolumes:
                 if record.detail is not None:
                     failed.append(UnreadFile(name=name, detail=record.detail))
         return [*self._latest, *ready], pending, failed
+
+
+def _kept_id(volume: GivenVolume) -> str:
+    """The identifier of a volume that was given, once a job has used it."""
+    return f"{volume.id}-source"
 
 
 @dataclass
