@@ -372,4 +372,11 @@ def test_saving_replaces_a_pipeline_but_nothing_else(folder, tmp_path):
     with pytest.raises(RequestError, match="holds something other than a pipeline"):
         tiny.pipeline().save_pretrained(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "mr.nii.gz").write_text("hours of work")
+    before = (folder / "pipeline.json").read_text()
+    with pytest.raises(RequestError, match="holds predictions beside its pipeline"):
+        tiny.pipeline().save_pretrained(folder)
+    assert (folder / "predictions" / "mr.nii.gz").read_text() == "hours of work"
+    assert (folder / "pipeline.json").read_text() == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

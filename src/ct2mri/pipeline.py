@@ -39,7 +39,7 @@ from ct2mri.pipeline_facts import FACTS, FORMAT_VERSION, read_facts
 from ct2mri.room import room_for
 from ct2mri.samples import RunningMean, Samples
 from ct2mri.stage_files import weights_hash
-from ct2mri.stages import Condition, Execution, OnStep, Stage, check_batch_size, load_stage
+from ct2mri.stages import STAGES, Condition, Execution, OnStep, Stage, check_batch_size, load_stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,13 +357,19 @@ class TranslationPipeline:
         The plan is written without the patients of its split, since models are shared.
 
         Raises:
-            RequestError: the folder holds something else.
+            RequestError: the folder holds something else, beside an older pipeline or instead of it.
         """
         folder = Path(folder)
         if folder.exists() and not (folder / FACTS).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise RequestError(
                 f"{folder} holds something other than a pipeline, which would be lost; "
                 "give a new or empty folder."
+            )
+        ours = {FACTS, "plan.json", "README.md", "vqvae", *STAGES}
+        if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - ours)):
+            raise RequestError(
+                f"{folder} holds {others[0]} beside its pipeline, which would be lost; move it away, or give "
+                "another folder."
             )
         with atomic_folder(folder) as temporary:
             replace(self.plan, split=Split(self.plan.split.seed, [], [], [])).write(temporary / "plan.json")
