@@ -380,3 +380,12 @@ def test_saving_replaces_a_pipeline_but_nothing_else(folder, tmp_path):
     assert (folder / "predictions" / "mr.nii.gz").read_text() == "hours of work"
     assert (folder / "pipeline.json").read_text() == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_pipeline_does_not_take_the_place_of_where_one_is(place, tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside" if place == "." else tmp_path)
+    with pytest.raises(RequestError, match="give the folder by its name, from outside"):
+        tiny.pipeline().save_pretrained(place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside"]

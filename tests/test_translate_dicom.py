@@ -293,6 +293,19 @@ def test_a_sheared_ct_is_refused_before_it_is_worked_on(model, tmp_path, capsys)
     assert names(tmp_path) == ["ct.nii.gz"]
 
 
+@pytest.mark.parametrize("place", [".", ".."])
+def test_where_one_is_is_no_folder_for_one_series(model, write_ct, tmp_path, capsys, monkeypatch, place):
+    (tmp_path / "cts").mkdir()
+    ct_folder = write_ct(tmp_path / "cts" / "ct", tiny.ct())
+    (tmp_path / "mr" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mr" / "inside")
+    words = (ct_folder, "-o", place, "--model", model, "--format", "dicom", "--overwrite")
+    assert "give the folder by its name, from outside" in refused(capsys, *words)
+    assert names(tmp_path) == ["cts", "mr"] and names(tmp_path / "mr") == ["inside"]
+    run(ct_folder.parent, Path(), model, overwrite=True)  # of several CTs, each has a folder in it
+    assert names(Path()) == ["ct", "ct.json", "translate-summary.json"]
+
+
 # --- folders are looked after as files are ---------------------------------------------------------------
 
 

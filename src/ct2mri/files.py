@@ -78,6 +78,19 @@ def require_place(folder: str | Path) -> None:
         ) from error
 
 
+def require_name(folder: str | Path) -> None:
+    """Make sure that a folder is called by its name: one takes the place of another beside it.
+
+    Raises:
+        RequestError: it is `.` or ends in `..`.
+    """
+    if Path(folder).name in ("", ".."):
+        raise RequestError(
+            f"{folder} would be replaced as a whole, so it cannot be the folder that you are in or above; "
+            "give the folder by its name, from outside."
+        )
+
+
 def sweep(path: str | Path) -> None:
     """Remove what processes that were killed left of `path` half-written; nobody may be writing it now."""
     path = Path(path)

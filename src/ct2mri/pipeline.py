@@ -30,7 +30,7 @@ from ct2mri.data.volume import Volume
 from ct2mri.devices import choose_device
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_folder, atomic_path, write_json
+from ct2mri.files import atomic_folder, atomic_path, require_name, write_json
 from ct2mri.hub import resolve_pretrained
 from ct2mri.marking import safety_sentence, short_description, short_spread_description, units
 from ct2mri.model_card import model_card
@@ -360,6 +360,7 @@ class TranslationPipeline:
             RequestError: the folder holds something else, beside an older pipeline or instead of it.
         """
         folder = Path(folder)
+        require_name(folder)
         if folder.exists() and not (folder / FACTS).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise RequestError(
                 f"{folder} holds something other than a pipeline, which would be lost; "

@@ -27,7 +27,7 @@ from ct2mri.data.geometry import LPS_TO_RAS
 from ct2mri.data.intensity import AIR_HU
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
-from ct2mri.files import atomic_folder
+from ct2mri.files import atomic_folder, require_name
 
 _OUR_FILES = re.compile(r"synthetic-\d{5,}\.dcm")
 _LARGEST = 2**16 - 1  # of an unsigned 16 bit pixel
@@ -102,6 +102,7 @@ def save_dicom_series(
 
 def require_replaceable(folder: Path) -> None:
     """Raise RequestError unless a path is free, an empty folder, or a series that was written here before."""
+    require_name(folder)
     if folder.is_dir() and not folder.is_symlink():
         others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() or not _OUR_FILES.fullmatch(p.name)]
         if others:
