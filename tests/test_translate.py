@@ -542,6 +542,21 @@ def test_no_source_of_a_cohort_is_written_over(model, tmp_path):
     assert not (tmp_path / "out").exists() and not (tmp_path / "sd").exists()
 
 
+def test_results_of_a_cohort_among_its_folders_are_none_of_its_cts(model, tmp_path):
+    cts = tmp_path / "cts"
+    for seed, name in enumerate(("ct.nii.gz", "001/ct.nii.gz")):
+        save_volume(tiny.ct(seed=seed), cts / name)
+    for output, spread in (
+        (cts / "out", {}),
+        (tmp_path / "out", {"samples": 2, "uncertainty": cts / "out"}),
+    ):
+        for done_before in (0, 2):
+            run(cts, output, model, **spread)
+            summary = json.loads((output / "translate-summary.json").read_text())
+            assert (summary["done_before"], summary["failed"]) == (done_before, {})
+        shutil.rmtree(cts / "out")
+
+
 def test_a_full_disk_leaves_no_half_file(model, tmp_path):
     """A limit on the size of files stands for the full disk: writing fails midway, as it would there."""
     save_volume(tiny.ct((30, 30, 30), np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "ct.nii.gz")

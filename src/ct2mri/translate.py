@@ -1,6 +1,6 @@
 """`ct2mri translate`: a CT, a folder of CTs, or a prepared data set's held-out cases become MR volumes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from ct2mri.pipeline import (
     starter_folder,
 )
 from ct2mri.processes import place
+from ct2mri.sidecars import read_sidecar
 from ct2mri.stages import Execution, OnStep, check_batch_size
 from ct2mri.translation_cohort import Share, do_all, share_of
 from ct2mri.translation_inputs import Inputs, require_inputs_kept
@@ -174,7 +175,7 @@ def _translate_cohort(options: TranslateOptions, folder: Path, share: Share) -> 
     for name, path in (("output", options.output), ("uncertainty", options.uncertainty)):
         if path is not None and path.resolve() == folder.resolve():  # of DICOM, more is refused already
             raise RequestError(f"Results would lie among their CTs in {folder}; give another --{name}.")
-    sources = find_cts(folder)
+    sources = find_cts(folder, [path for path in (options.output, options.uncertainty) if path is not None])
     outputs = _outputs(options, sources, [*sources.values(), options.plan])
     pipeline = _load_pipeline(options)
     jobs = [
@@ -231,16 +232,23 @@ def _translate_dataset(options: TranslateOptions, root: Path, share: Share) -> N
     do_all(jobs, pipeline, settings_of(pipeline, options, dataset.plan), options, share, load_pipeline)
 
 
-def find_cts(folder: Path) -> dict[str, Path]:
+def find_cts(folder: Path, outputs: Sequence[Path] = ()) -> dict[str, Path]:
     """The CTs of a cohort by name: volumes right inside a folder, and `ct.*` in its subfolders.
+
+    Args:
+        folder: of the CTs.
+        outputs: folders of results; where they lie in `folder`, an earlier result of `ct` is no CT.
 
     Raises:
         RequestError: there is none, or two would have results of one name.
     """
     found: dict[str, Path] = {}
+    places = {output.resolve() for output in outputs}
     volumes = [(volume_stem(path), path) for path in find_volumes(folder)]
     for patient in sorted(path for path in folder.iterdir() if path.is_dir()):
         inside = [] if patient.name.startswith(".") else find_volumes(patient)
+        if patient.resolve() in places:
+            inside = [path for path in inside if not read_sidecar(sidecar_of(path))]
         if cts := [path for path in inside if volume_stem(path).lower() == "ct"]:
             # Where its images are DICOM, a patient's folder looks like a series itself.
             volumes = [(name, path) for name, path in volumes if path != patient]
