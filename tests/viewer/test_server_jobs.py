@@ -337,6 +337,28 @@ def test_a_restart_lists_what_was_done_and_what_was_not(files, tmp_path):
         assert np.array_equal(one, other)
 
 
+def test_a_results_folder_reaches_nothing_outside_itself(files, tmp_path):
+    """Not even one that somebody else has made."""
+    outside = tmp_path / "outside"
+    save_volume(load_volume(files / "given" / "a_ct.nii.gz"), outside / "source.nii")
+    results = tmp_path / "results"
+    with serving(results, str(files / "given" / "a_ct.nii.gz"), "--models", str(files / "table")) as first:
+        first.until("/api/status", lambda status: not status["initial"]["pending"])
+        job = first.done(submit(first))
+    for path in (
+        results / "jobs" / job["id"] / "job.json",
+        results / "jobs" / job["id"] / "result.volume.json",
+    ):
+        facts = json.loads(path.read_text())
+        facts |= {"id": "../../outside", "state": "running"} if "id" in facts else {}
+        facts |= {"base": "../../../outside/source"} if "base" in facts else {}
+        path.write_text(json.dumps(facts))
+    with serving(results, "--models", str(files / "table")) as second:
+        assert second.get("/api/jobs") == []
+        assert [each["role"] for each in second.get("/api/volumes")] == ["source"]
+    assert [path.name for path in outside.iterdir()] == ["source.nii"]
+
+
 def test_patients_of_different_days_are_different_cases(files, tmp_path):
     """Their files may be called alike and lie on one grid, as those of many data sets do."""
     ct, truth = (load_volume(files / "given" / f"a_{name}.nii.gz") for name in ("ct", "mr"))

@@ -87,6 +87,8 @@ class Jobs:
                 record = JobRecord.model_validate_json(path.read_bytes())
             except (ValidationError, OSError):  # damaged: it cannot be shown
                 continue
+            if record.id != path.parent.name:  # what it names would be cleared away, wherever that is
+                continue
             job = self._jobs[record.id] = _Job(record)
             if record.state not in ENDED:
                 self._end(job, Ended("failed", _INTERRUPTED))

@@ -81,7 +81,7 @@ class StoredVolume:
         """Read the file.
 
         Raises:
-            RequestError: it is damaged or of a newer version.
+            RequestError: it is damaged, called otherwise than its volume, or of a newer version.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -91,6 +91,8 @@ class StoredVolume:
                     f"{path} has format_version {version}, this program reads up to {FORMAT_VERSION}; "
                     "update ct2mri."
                 )
+            if f"{content['base']}{SUFFIX}" != path.name:  # else it could name files elsewhere for its own
+                raise ValueError("base")
             described = Described(**content.pop("described"))
             shape, spacing = tuple(content.pop("shape")), tuple(content.pop("spacing"))
             return cls(described=described, shape=shape, spacing=spacing, **content)
