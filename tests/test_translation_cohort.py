@@ -316,6 +316,39 @@ def test_a_source_is_the_same_wherever_it_lies(model, two_cts, tmp_path, write_d
         run(copies, tmp_path / "out", model)
 
 
+def test_voxels_belong_to_their_header_whatever_they_are_called(model, tmp_path):
+    cts, image = tmp_path / "cts", to_sitk(tiny.ct(seed=3))
+    cts.mkdir()
+    voxels = SimpleITK.GetArrayFromImage(image).tobytes()
+    SimpleITK.WriteImage(image, cts / "a.mhd")
+    (cts / "a.raw").rename(cts / "voxels of a")
+    (cts / "a.mhd").write_text((cts / "a.mhd").read_text().replace("a.raw", "voxels of a"))
+    listed = (cts / "a.mhd").read_text().replace("voxels of a", "LIST")
+    size = len(voxels) // 17
+    for k in range(17):
+        (cts / f"slice {k}").write_bytes(voxels[k * size : (k + 1) * size])
+        listed += f"slice {k}\n"
+    (cts / "b.mha").write_text(listed)
+    header = (
+        "NRRD0004\ntype: float\ndimension: 3\nsizes: 19 24 17\nspace: LPS\nencoding: raw\nendian: little\n"
+    )
+    header += "space directions: (3,0,0) (0,3,0) (0,0,3)\nspace origin: (0,0,0)\n"
+    (cts / "c.nrrd").write_text(header + "data file: voxels of c\n")
+    (cts / "voxels of c").write_bytes(voxels)
+    (cts / "d.nrrd").write_bytes((header + "\n").encode() + voxels)
+    run(cts, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (4, 0)
+    (cts / "a.txt").write_text("a remark on a")
+    run(cts, tmp_path / "out", model)
+    assert summary(tmp_path / "out") == (0, 4)
+    for name, header_name in (("voxels of a", "a.mhd"), ("slice 3", "b.mha"), ("voxels of c", "c.nrrd")):
+        before = (cts / name).read_bytes()
+        (cts / name).write_bytes(before[::-1])
+        with pytest.raises(RequestError, match=rf"was made of another source than .*cts/{header_name}; give"):
+            run(cts, tmp_path / "out", model)
+        (cts / name).write_bytes(before)
+
+
 def test_a_result_inside_a_mask_is_none_of_a_cohort(model, two_cts, tmp_path):
     (two_cts / "b.nii.gz").unlink()
     save_volume(tiny.ct().with_array(np.ones_like(tiny.ct().array)), tmp_path / "mask.nii.gz")

@@ -26,6 +26,10 @@ from ct2mri.files import atomic_path, final_path
 _NIFTI = (".nii.gz", ".nii")
 _ITK = (".mha", ".mhd", ".nrrd")
 _WRITABLE = (*_NIFTI, ".mha", ".nrrd")
+_VOXELS_ELSEWHERE = re.compile(
+    rb"^(?:ElementDataFile *[=:]|data ?file:)([^\r\n]+)", re.IGNORECASE | re.MULTILINE
+)
+_LONGEST_HEADER = 2**16
 _READABLE = (
     "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd), "
     "a folder of one DICOM series or a .zip of one"
