@@ -63,6 +63,22 @@ def test_a_dropped_ct_is_opened_and_translated(page: Any, server: Serving, tmp_p
     assert saved.value.suggested_filename.endswith((".nii", ".nii.gz"))
 
 
+def test_an_image_that_was_chosen_stays_chosen_when_a_job_ends(page: Any, tmp_path: Path) -> None:
+    """Else the next press of the button translates another patient than the one just chosen."""
+    save_volume(marked_ct(shape=(18, 20, 16)), tmp_path / "other_ct.nii.gz")
+    drop_files(page, [tmp_path / "other_ct.nii.gz"])
+    page.locator(".layer .name", has_text="other_ct").wait_for()
+    image = page.locator("#translate-volume")
+    assert "other_ct" in image.locator("option:checked").inner_text()  # the one that is shown
+    page.locator("#steps").fill("300")
+    page.get_by_role("button", name="Translate CT to MR").click()
+    page.locator(".job .said", has_text="Stage").wait_for()
+    image.select_option(label="CT: ct")
+    wait_for_state(page, 0, "Done")
+    page.locator(".layer[data-role=result]").wait_for()
+    assert image.locator("option:checked").inner_text() == "CT: ct"
+
+
 def test_reloading_in_the_middle_goes_on_and_cancelling_ends(page: Any, server: Serving) -> None:
     before = page.locator(".job").count()
     choose(page, "Coronal")

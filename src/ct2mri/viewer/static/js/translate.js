@@ -51,10 +51,13 @@ export class TranslatePanel {
     fill(this.model, models.map((model) => [model.id, model.name]));
     this.#fitModel();
     const sources = volumes.filter((volume) => volume.role === "source" || volume.role === "other");
-    const here = sources.find((volume) => volume.group === this.store.state.case);
-    if (fill(this.volume, sources.map((volume) => [volume.id, `${volume.modality ?? "Image"}: ${volume.name}`])) || here) {
-      this.volume.value = here?.id ?? sources[0]?.id ?? "";
-    }
+    const shown = this.store.state.case;
+    const here = sources.find((volume) => volume.group === shown);
+    const chosen = sources.find((volume) => volume.id === this.volume.value);
+    fill(this.volume, sources.map((volume) => [volume.id, `${volume.modality ?? "Image"}: ${volume.name}`]));
+    // The image is that of the case, once another case is shown; until then it stays what a person chose.
+    if (!chosen || (here && shown !== this.shown)) this.volume.value = (here ?? sources[0])?.id ?? "";
+    this.shown = shown;
     const wanting = models.length === 0 ? "There is no model to translate with." : sources.length === 0 ? "Open an image first." : "";
     this.button.disabled = wanting !== "";
     this.why.textContent = wanting;
