@@ -29,6 +29,7 @@ from ct2mri.marking import safety_sentence, units
 from ct2mri.options.evaluation import CompareOptions, EvaluateOptions
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.translate import translate
+from ct2mri.viewer.exporting import write_nrrd
 from ct2mri.viewer.reading import load_kept, read_given
 from ct2mri.viewer.stored import Described
 
@@ -508,6 +509,26 @@ def test_a_series_that_no_longer_tells_its_units_is_not_evaluated_in_them(model,
     assert values_of(tmp_path / "mrs", **files)["mae"] > 0  # a gain is fitted
     with pytest.raises(RequestError, match=r"Case d-1: The prediction is a synthetic MR whose headers"):
         values_of(tmp_path / "mrs", uncertainty=tmp_path / "sd", **files)
+
+
+def test_copies_of_results_stay_marked(model, ct_folder, tmp_path):
+    """What a script reads and saves again, and what the viewer was given and hands out."""
+    run(ct_folder, tmp_path / "mr", model)
+    results = [tmp_path / "mr"]
+    for suffix in (".nii.gz", ".mha", ".nrrd"):
+        results.append(tmp_path / f"a{suffix}")
+        run(ct_folder, results[-1], model, format="auto", overwrite=True)
+    for result in results:
+        volume = load_volume(result)
+        save_volume(volume.with_array(volume.array / 2), tmp_path / "b.nii")
+        assert b"SYNTHETIC MR from CT, not acquired" in (tmp_path / "b.nii").read_bytes()[:348]
+        kept = tmp_path / f"kept-{result.suffix}"
+        kept.mkdir()
+        read_given(result, kept, Described(name="mr", group="case", role="result"))
+        assert b"SYNTHETIC MR from CT, not acquired" in (kept / "source.nii").read_bytes()[:348]
+        write_nrrd(kept, "source", tmp_path / "c.nrrd")
+        assert b"SYNTHETIC MR from CT, not acquired" in (tmp_path / "c.nrrd").read_bytes()[:2000]
+    assert "description" not in load_volume(ct_folder).metadata
 
 
 def test_the_viewer_shows_a_series_in_its_own_units(model, ct_folder, tmp_path):

@@ -116,6 +116,9 @@ def load_series(series: DicomSeries, name: str) -> Volume:
     }
     if series.modality:
         metadata["modality"] = series.modality
+    called = str(origin.header.get("SeriesDescription") or "")
+    if called.startswith("SYNTHETIC "):  # as `ct2mri.dicom_results` calls its series; copies say so too
+        metadata["description"] = called
     per_unit = stored_per_unit(origin.header)
     if per_unit != 1:
         metadata["stored_per_unit"] = per_unit

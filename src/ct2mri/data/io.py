@@ -29,7 +29,9 @@ _WRITABLE = (*_NIFTI, ".mha", ".nrrd")
 _VOXELS_ELSEWHERE = re.compile(
     rb"^(?:ElementDataFile *[=:]|data ?file:)([^\r\n]+)", re.IGNORECASE | re.MULTILINE
 )
+_COMMENT = re.compile(rb"^Comment(?: = |:=)([ -~]+)", re.MULTILINE)
 _LONGEST_HEADER = 2**16
+_SYNTHETIC = "SYNTHETIC "  # stands in what `ct2mri.marking` writes into headers
 _READABLE = (
     "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd), "
     "a folder of one DICOM series or a .zip of one"
@@ -112,13 +114,21 @@ def _files_of_voxels(path: Path) -> list[Path]:
     return [voxels for voxels in found if voxels.is_file()]
 
 
+def _head(path: Path) -> bytes:
+    """The header of a MetaImage or NRRD file, of the former with some voxels, where they follow it."""
+    with path.open("rb") as file:
+        head = file.read(_LONGEST_HEADER)
+    return head.replace(b"\r\n", b"\n").partition(b"\n\n")[0] if _suffix(path) == ".nrrd" else head
+
+
 def load_volume(path: str | Path) -> Volume:
     """Read a NIfTI, MetaImage, NRRD or DICOM file, a folder of one DICOM series, or a zip of one.
 
     Returns:
-        The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see) and, for
-        DICOM, `modality`, the facts of `DicomSeries` (`contrast_agent`, `kvp`, `kernel`, `cbct`, …),
-        `dicom`, a `DicomOrigin`, and `stored_per_unit` as `load_series` has it.
+        The volume; its metadata hold `path`, `warnings` (list of sentences that the user should see), of a
+        synthetic volume the `description` that marks it and, for DICOM, `modality`, the facts of
+        `DicomSeries` (`contrast_agent`, `kvp`, `kernel`, `cbct`, …), `dicom`, a `DicomOrigin`, and
+        `stored_per_unit` as `load_series` has it.
 
     Raises:
         RequestError: there is no such file, it is damaged, of an unknown format, or not one scalar volume.
@@ -219,6 +229,7 @@ def _load_nifti(path: Path) -> Volume:
         affine = np.array(image.affine, dtype=np.float64)
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
         units = header.get_xyzt_units()[0]
+        remark = header["descrip"].item().decode("ascii", "replace")
     except RequestError:
         raise
     except (OSError, EOFError, ValueError, KeyError, zlib.error, *_NIBABEL_ERRORS) as error:
@@ -236,7 +247,12 @@ def _load_nifti(path: Path) -> Volume:
         and not Grid((i, j, k), sform).matches(Grid((i, j, k), qform), tolerance_mm=1.0)
     ):
         warnings.append(f"The sform and the qform of {path.name} disagree; the sform is used.")
-    return Volume(array, affine, {"warnings": warnings})
+    return Volume(array, affine, {"warnings": warnings, **_mark(remark)})
+
+
+def _mark(remark: str) -> dict[str, str]:
+    """The remark of a header as metadata, where it says that the volume is synthetic: copies say so too."""
+    return {"description": remark} if _SYNTHETIC in remark else {}
 
 
 def _no_orientation(path: Path, why: str) -> str:
@@ -280,7 +296,9 @@ def _load_itk(path: Path) -> Volume:
             warnings.append(_no_orientation(path, "the field “space” is missing"))
         elif not space.endswith("superior"):  # the scanner's or any axes, taken for the patient's
             warnings.append(_no_orientation(path, f"its “space” is {space}"))
-    return from_sitk(image, {"warnings": warnings})
+    found = _COMMENT.search(_head(path))  # SimpleITK passes over that of a MetaImage
+    remark = "" if found is None else found[1].decode("ascii", "replace")
+    return from_sitk(image, {"warnings": warnings, **_mark(remark)})
 
 
 def require_writable(path: str | Path) -> None:
