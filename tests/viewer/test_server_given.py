@@ -219,3 +219,29 @@ def test_all_of_it_is_served(run, tmp_path):
         docs = server.client.get("/api/docs").text
         assert "POST /api/jobs" in docs and "<script" not in docs and "http://" not in docs
         assert server.client.get("/static/css/api.css").status_code == 200
+
+
+def test_a_given_file_may_be_written_anew_or_go_while_it_is_looked_at(tmp_path):
+    volume = Volume(np.arange(120, dtype=np.float32).reshape(4, 5, 6), np.eye(4))
+    for name in ("a", "b"):
+        save_volume(volume, tmp_path / f"{name}_mr.nii.gz")
+    given = [str(tmp_path / f"{name}_mr.nii.gz") for name in ("a", "b")]
+    with serving(tmp_path / "results", *given) as server:
+        status = server.until("/api/status", lambda now: not now["initial"]["pending"])["initial"]
+        assert len(status["volumes"]) == 2
+        save_volume(volume.with_array(volume.array * 2), tmp_path / "a_mr.nii.gz")
+        (tmp_path / "b_mr.nii.gz").unlink()
+        assert server.get("/api/status")["initial"] == status
+
+
+def test_a_series_whose_images_are_others_is_another_one(tmp_path, write_dicom_slice):
+    def identifier() -> str:
+        return recognise([tmp_path / "series"]).volumes[0].id
+
+    (tmp_path / "series").mkdir()
+    for k in range(2):
+        write_dicom_slice(tmp_path / "series" / f"{k}.dcm", np.zeros((4, 5), np.int16), (0, 0, k))
+    before = identifier()
+    assert identifier() == before
+    write_dicom_slice(tmp_path / "series" / "1.dcm", np.ones((4, 5), np.int16), (0, 0, 1))
+    assert identifier() != before

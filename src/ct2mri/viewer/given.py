@@ -30,17 +30,17 @@ _STRONGEST: tuple[VolumeRole, ...] = ("spread", "error", "draft", "mask", "resul
 
 @dataclass(frozen=True)
 class GivenVolume:
-    """A volume on this machine to show."""
+    """A volume on this machine to show.
+
+    Attributes:
+        path: its file, or the folder of its series.
+        described: what to call it.
+        id: the same at each start, as long as its files were.
+    """
 
     path: Path
     described: Described
-
-    @property
-    def id(self) -> str:
-        """The same at each start, as long as the file is."""
-        facts = self.path.stat()
-        words = f"{self.path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}"
-        return f"given-{hashlib.sha256(words.encode()).hexdigest()[:20]}"
+    id: str
 
 
 @dataclass
@@ -86,12 +86,22 @@ def recognise(inputs: list[Path]) -> Given:
     unique = {
         volume.id: volume
         for volume in (
-            GivenVolume(path, _described(path, "given" if together else group))
+            GivenVolume(path, _described(path, "given" if together else group), _identifier(path))
             for group, path in files[:MOST_VOLUMES]
         )
     }
     given.volumes = list(unique.values())
     return given
+
+
+def _identifier(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    words = [str(path.resolve())]
+    for file in files:
+        facts = file.stat()
+        words.append(f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}")
+    told = "\n".join(words)
+    return f"given-{hashlib.sha256(told.encode()).hexdigest()[:20]}"
 
 
 def _runs(path: Path) -> list[Path]:
