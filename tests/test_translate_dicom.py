@@ -415,6 +415,39 @@ def test_a_cohort_is_folders_and_what_is_done_stays(model, cohort, tmp_path, cap
     assert (out / "b" / "notes.txt").exists()
 
 
+class Killed(BaseException):
+    """Stands for the end of a process; what has its name by then is what a process would leave."""
+
+
+@pytest.mark.parametrize("names_given", range(4))
+def test_no_moment_to_be_killed_at_gives_a_series_the_sidecar_of_another(
+    names_given, model, tmp_path, monkeypatch
+):
+    save_volume(tiny.ct(), tmp_path / "cts" / "a.nii.gz")
+    run(tmp_path / "cts", tmp_path / "out", model, seed=1)
+    replace, left = Path.replace, names_given
+
+    def replace_until_killed(self: Path, target: Path) -> Path:
+        nonlocal left
+        if not Path(target).name.startswith(".") or Path(target).name.startswith(".replaced"):
+            if not left:
+                raise Killed
+            left -= 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "replace", replace_until_killed)
+        run(tmp_path / "cts", tmp_path / "out", model, seed=0, overwrite=True)
+    try:
+        run(tmp_path / "cts", tmp_path / "out", model, seed=1)
+    except RequestError as error:
+        assert "was written with another seed" in str(error)
+        run(tmp_path / "cts", tmp_path / "out", model, seed=0)
+    seed = json.loads((tmp_path / "out" / "a.json").read_text())["seed"]
+    expected = tiny.pipeline(latents=None)(load_volume(tmp_path / "cts" / "a.nii.gz"), seed=seed)
+    assert np.abs(load_volume(tmp_path / "out" / "a").array - expected.array).max() <= 0.05 + 1e-4
+
+
 def test_a_series_does_not_take_the_sidecar_of_a_volume(model, cohort, tmp_path):
     (cohort / "c.nii.gz").unlink()
     run(cohort, tmp_path / "mrs", model, format="nifti")

@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,8 @@ def do_job(
         for path, content in sidecars:
             write_json(stack.enter_context(atomic_path(path)), {"content": content, **facts})
         if job.dicom:
-            save_result_series(result.volume, job.output, job.plan, facts, job.anonymize)
+            with _set_aside(job.sidecar, job.output):
+                save_result_series(result.volume, job.output, job.plan, facts, job.anonymize)
         for path, *_ in volumes:  # an old volume never lies beside a new sidecar
             path.unlink(missing_ok=True)
     written = f"{job.output} and {job.uncertainty}" if job.uncertainty is not None else f"{job.output}"
@@ -247,6 +248,29 @@ def do_job(
     synthetic = f"synthetic {job.plan.target_modality.upper()}"
     print(f"{written}: {synthetic} in {units(job.plan)}, {time.perf_counter() - start:.1f} s")
     return result
+
+
+@contextmanager
+def _set_aside(sidecar: Path, series: Path) -> Iterator[None]:
+    """While the block replaces a series, an older sidecar is away: it never lies beside another series.
+
+    A folder cannot take its place together with a file. It is back where the block left the series as it was.
+    """
+    before, aside = _inode(series), sidecar.with_name(f".0-partial-{sidecar.name}")  # which `sweep` knows
+    there = sidecar.exists()
+    if there:
+        sidecar.replace(aside)
+    try:
+        yield
+    finally:
+        if there and _inode(series) == before:
+            aside.replace(sidecar)
+        elif there:
+            aside.unlink()
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def settings_of(pipeline: TranslationPipeline, options: TranslateOptions, plan: Plan) -> dict[str, Any]:
