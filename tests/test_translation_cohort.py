@@ -349,6 +349,22 @@ def test_voxels_belong_to_their_header_whatever_they_are_called(model, tmp_path)
         (cts / name).write_bytes(before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Other systems know no such names.")
+def test_names_that_are_no_text(model, tmp_path):
+    """As files have them that a disk of another system brought: here, Latin-1."""
+    cts = tmp_path / "cts"
+    for suffix, name in (("nii.gz", b"Jos\xe9.nii.gz"), ("mha", b"Zo\xeb.mha")):
+        save_volume(tiny.ct(), cts / f"a.{suffix}")
+        (cts / f"a.{suffix}").rename(cts / os.fsdecode(name))
+    command = [sys.executable, "-m", "ct2mri", "translate", str(cts), "-o", str(tmp_path / "out")]
+    command += ["--model", model, "--device", "cpu"]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "Jos\\udce9.nii.gz: synthetic MR in arbitrary MR units" in ended.stdout, ended.stderr
+    assert "FAILED Zo\\udceb: The path of Zo\\udceb.mha is no text" in ended.stderr
+    assert (ended.returncode, summary(tmp_path / "out")) == (2, (1, 0))
+
+
 def test_a_result_inside_a_mask_is_none_of_a_cohort(model, two_cts, tmp_path):
     (two_cts / "b.nii.gz").unlink()
     save_volume(tiny.ct().with_array(np.ones_like(tiny.ct().array)), tmp_path / "mask.nii.gz")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 from ct2mri.arguments import parse_words
@@ -64,6 +65,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 2 the request was wrong, 1 anything else."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be no text of this terminal's, or of any
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         name = _command_name(words)
         if name is None:

@@ -99,7 +99,9 @@ def _contents(path: Path) -> list[str]:
 
 def _hash(words: list[str]) -> str:
     """One hash of several; of a single file, its own."""
-    return words[0] if len(words) == 1 else hashlib.sha256("\n".join(words).encode()).hexdigest()
+    if len(words) == 1:
+        return words[0]
+    return hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def require_inputs_kept(written: Iterable[Path], inputs: Iterable[Path | None]) -> None:

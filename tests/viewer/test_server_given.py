@@ -1,6 +1,8 @@
 """Recognising what the viewer is given; runs and reports as they are served."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,17 @@ def test_a_given_file_may_be_written_anew_or_go_while_it_is_looked_at(tmp_path):
         save_volume(volume.with_array(volume.array * 2), tmp_path / "a_mr.nii.gz")
         (tmp_path / "b_mr.nii.gz").unlink()
         assert server.get("/api/status")["initial"] == status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Other systems know no such names.")
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path):
+    volume = Volume(np.arange(120, dtype=np.float32).reshape(4, 5, 6), np.eye(4))
+    save_volume(volume, tmp_path / "case" / "mr.nii.gz")
+    (tmp_path / "case" / "mr.nii.gz").rename(tmp_path / "case" / os.fsdecode(b"mr_Zo\xeb.nii.gz"))
+    with serving(tmp_path / "results", str(tmp_path / "case")) as server:
+        server.until("/api/status", lambda now: not now["initial"]["pending"])
+        (shown,) = server.get("/api/volumes")
+        assert (shown["name"], shown["group"], shown["role"]) == ("mr_Zo?", "Zo?", "target")
 
 
 def test_a_series_whose_images_are_others_is_another_one(tmp_path, write_dicom_slice):

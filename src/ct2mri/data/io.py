@@ -267,6 +267,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_itk(path: Path) -> Volume:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # SimpleITK would end the process
+        raise RequestError(
+            f"The path of {path.name} is no text (its bytes are not UTF-8); rename it."
+        ) from error
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)

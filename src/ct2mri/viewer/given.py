@@ -100,8 +100,8 @@ def _identifier(path: Path) -> str:
     for file in files:
         facts = file.stat()
         words.append(f"{file.relative_to(path)} {facts.st_size} {facts.st_mtime_ns}")
-    told = "\n".join(words)
-    return f"given-{hashlib.sha256(told.encode()).hexdigest()[:20]}"
+    told = "\n".join(words).encode("utf-8", "surrogateescape")
+    return f"given-{hashlib.sha256(told).hexdigest()[:20]}"
 
 
 def _runs(path: Path) -> list[Path]:
@@ -217,13 +217,18 @@ def made_of(facts: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
+def _as_text(name: str) -> str:
+    """A name whose bytes are no UTF-8, as on disks of other systems, as text that can be sent."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def _described(path: Path, group: str) -> Described:
     facts = sidecar_of(path)
     words = {word.lower() for word in _words(path)}
     modality = "CT" if words & {"ct", "cbct", "sct"} else "MR" if words & {"mr", "mri", "smr"} else None
     return Described(
-        name=_stem(path),
-        group=group,
+        name=_as_text(_stem(path)),
+        group=_as_text(group),
         role=role_of(path),
         modality=modality,
         units=str(facts["units"]) if "units" in facts else None,
