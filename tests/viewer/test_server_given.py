@@ -19,6 +19,8 @@ from ct2mri.marking import short_description, short_spread_description
 from ct2mri.training.log import Table
 from ct2mri.viewer.failures import NotThereError
 from ct2mri.viewer.given import MOST_VOLUMES, group_of, recognise, role_of
+from ct2mri.viewer.models import Models
+from ct2mri.viewer.reports import Reports
 from ct2mri.viewer.runs import MOST_ROWS, Runs
 
 
@@ -245,6 +247,18 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path):
         server.until("/api/status", lambda now: not now["initial"]["pending"])
         (shown,) = server.get("/api/volumes")
         assert (shown["name"], shown["group"], shown["role"]) == ("mr_Zo?", "Zo?", "target")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Other systems know no such names.")
+def test_a_place_whose_name_is_no_text_is_as_good_as_another(tmp_path, monkeypatch):
+    (place := tmp_path / os.fsdecode(b"Zo\xeb")).mkdir()
+    monkeypatch.chdir(place)
+    tiny.pipeline(latents=None).save_pretrained("model")
+    assert Models([Path("model")]).records()[0].name == "tiny"
+    touch(Path("runs/slices/run.json"), "{}")
+    assert Runs([Path("runs/slices")]).summaries()[0].name == "slices"
+    touch(Path("report/check.html"))
+    assert Reports([Path("report/check.html")]).records()[0].name == "report"
 
 
 def test_a_series_whose_images_are_others_is_another_one(tmp_path, write_dicom_slice):

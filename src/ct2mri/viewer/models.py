@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -69,7 +70,7 @@ def model_record(folder: Path) -> ModelRecord:
         raise RequestError(f"The model in {folder} is damaged; copy or export it again.") from error
     plan = Plan.read(folder / "plan.json")
     return ModelRecord(
-        id=hashlib.sha256(f"{folder.resolve()}\n{weights}".encode()).hexdigest()[:16],
+        id=hashlib.sha256(os.fsencode(folder.resolve()) + f"\n{weights}".encode()).hexdigest()[:16],
         name=name,
         hash=weights,
         source_modality=plan.source_modality,

@@ -1,6 +1,7 @@
 """The pages that `evaluate`, `compare` and `check` wrote, to look at beside the volumes."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ class Reports:
     """
 
     def __init__(self, pages: list[Path]) -> None:
-        self._pages = {hashlib.sha256(str(page.resolve()).encode()).hexdigest()[:16]: page for page in pages}
+        self._pages = {hashlib.sha256(os.fsencode(page.resolve())).hexdigest()[:16]: page for page in pages}
 
     def records(self) -> list[ReportRecord]:
         """What the API tells of them."""

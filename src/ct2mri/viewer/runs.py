@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ class Runs:
     """
 
     def __init__(self, folders: list[Path]) -> None:
-        self._folders = {hashlib.sha256(str(f.resolve()).encode()).hexdigest()[:16]: f for f in folders}
+        self._folders = {hashlib.sha256(os.fsencode(f.resolve())).hexdigest()[:16]: f for f in folders}
 
     def summaries(self) -> list[RunSummary]:
         """All of them, in short."""
