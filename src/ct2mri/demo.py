@@ -12,6 +12,7 @@ from ct2mri.data.phantom import FIRST_UNSEEN_SEED, draw_phantom
 from ct2mri.data.plan import Plan
 from ct2mri.data.plausibility import BODY_THRESHOLD, require_ct
 from ct2mri.data.volume import Volume
+from ct2mri.errors import require_seed
 from ct2mri.evaluation.metrics import Scores, evaluate_volumes, noise_floor
 from ct2mri.evaluation.pictures import picture_sheet
 from ct2mri.evaluation.tables import format_scores, format_table
@@ -25,8 +26,10 @@ def demo(options: DemoOptions) -> None:
     """Translate a phantom CT that the starter model has never seen, and the user's own CT where there is one.
 
     Raises:
-        RequestError: the user's CT cannot be read or is no CT, or the device is not there.
+        RequestError: the user's CT cannot be read or is no CT, the device is not there, or the seed is
+            negative.
     """
+    require_seed(options.seed)  # with a negative one, the phantom might be one that the model has seen
     require_place(options.output)
     ct = None if options.ct is None else load_volume(options.ct)
     if ct is not None:
