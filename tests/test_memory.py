@@ -28,7 +28,7 @@ def test_sizes_are_read(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "8 pounds", "-1GiB", "0", "8GiBs", "nan"])
+@pytest.mark.parametrize("text", ["", "GiB", "8 pounds", "-1GiB", "0", "8GiBs", "nan", f"{'9' * 400}GiB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(RequestError, match="--max_memory is a size such as 8GiB"):
         parse_size(text)
