@@ -99,13 +99,13 @@ def test_a_file_that_is_no_ct_is_refused_before_the_work(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_no_seed_draws_a_phantom_that_the_model_has_seen(tmp_path, capsys):
     assert main(["demo", "-o", str(tmp_path / "out"), "--seed", str(-FIRST_UNSEEN_SEED)]) == 2
     assert capsys.readouterr().err == "ct2mri: --seed is a number from 0 upward, got -1000000.\n"
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_as_a_user_runs_it(tmp_path):
     starter_folder()
     save_volume(draw_phantom("head", 7, spacing=3).ct, tmp_path / "mine.nii.gz")
