@@ -26,9 +26,6 @@ from ct2mri.files import atomic_path, final_path
 _NIFTI = (".nii.gz", ".nii")
 _ITK = (".mha", ".mhd", ".nrrd")
 _WRITABLE = (*_NIFTI, ".mha", ".nrrd")
-_VOXELS_ELSEWHERE = re.compile(
-    rb"^(?:ElementDataFile *[=:]|data ?file:)([^\r\n]+)", re.IGNORECASE | re.MULTILINE
-)
 _COMMENT = re.compile(rb"^Comment(?: = |:=)([ -~]+)", re.MULTILINE)
 _LONGEST_HEADER = 2**16
 _SYNTHETIC = "SYNTHETIC "  # stands in what `ct2mri.marking` writes into headers
