@@ -9,6 +9,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from ct2mri.evaluation.masked import halve, halve_mask, masked_mean, working_box
 from ct2mri.evaluation.metrics import evaluate_slices, evaluate_volumes
+from ct2mri.evaluation.perceptual import gradient_deviations
 from ct2mri.evaluation.similarity import (
     MS_SSIM_WEIGHTS,
     cross_correlation,
@@ -101,8 +102,22 @@ def test_a_small_mask_in_a_large_image_is_measured_as_on_the_whole_image():
     whole = [of[0] for of in ours(a, b, mask, 1.0)]
     boxed = evaluate_volumes(x[..., None], y[..., None], mask[..., None])
     assert [boxed["ssim"], boxed["ms_ssim"]] == pytest.approx(whole, rel=1e-9)
-    box = working_box(mask, [True, True], 48, 16)
+    box = working_box(mask, [True, True], 48, 16, 97)
     assert box[0] == slice(96, 224) and box[1] == slice(80, 208)
+
+
+@pytest.mark.parametrize("place", [slice(0, 30), slice(-30, None), slice(-1, None)])
+@pytest.mark.parametrize("shape", [(120, 110), (97, 130), (49, 49)])
+def test_a_thin_mask_at_the_border_of_a_large_image_is_measured_as_on_the_whole_image(shape, place):
+    x, y = make_images((*shape, 1))
+    mask = np.zeros(x.shape, bool)
+    mask[place, 5:] = True
+    a, b = np.where(mask, x, 0), np.where(mask, y, 0)
+    whole = {"ms_ssim": ours(a, b, mask, 1.0)[1][0], "ms_gmsd": gradient_deviations(a, b, mask, 1.0)[1][0]}
+    assert np.isfinite(list(whole.values())).tolist() == [min(shape) >= 97, True]
+    scores = evaluate_volumes(x, y, mask)
+    for name, number in whole.items():
+        assert scores[name] == (pytest.approx(number, rel=1e-9) if np.isfinite(number) else None)
 
 
 def test_cross_correlation_is_pearsons():

@@ -69,19 +69,20 @@ def halve_mask(inside: Mask, halved: list[bool]) -> Mask:
     return halve(inside.astype(np.float64), halved) >= 0.5
 
 
-def working_box(inside: Mask, filtered: list[bool], margin: int, step: int) -> tuple[slice, ...]:
+def working_box(
+    inside: Mask, filtered: list[bool], margin: int, step: int, smallest: int
+) -> tuple[slice, ...]:
     """The mask's box with a margin along the filtered axes, its start at a multiple of `step` voxels.
 
     Images being 0 outside the mask, filters that reach no farther than the margin give the same values inside
-    the mask as on the whole image, at less cost; blocks of up to `step` voxels stay the same blocks.
+    the mask as on the whole image, at less cost; blocks of up to `step` voxels stay the same blocks. A box
+    has at least `smallest` voxels along an axis of as many: what the image is large enough for is not refused
+    because the mask lies at its border.
     """
     found = ndimage.find_objects(inside.astype(np.uint8))[0]
-    return tuple(
-        slice(
-            max(of.start - margin, 0) // step * step,
-            min(-(-(of.stop + margin) // step) * step, size),
-        )
-        if wanted
-        else slice(0, size)
-        for of, wanted, size in zip(found, filtered, inside.shape, strict=True)
-    )
+    box = []
+    for of, wanted, size in zip(found, filtered, inside.shape, strict=True):
+        start = max(min(of.start - margin, size - smallest), 0) // step * step
+        stop = min(-(-max(of.stop + margin, start + smallest) // step) * step, size)
+        box.append(slice(start, stop) if wanted else slice(0, size))
+    return tuple(box)

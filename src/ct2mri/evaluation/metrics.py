@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.masked import Array, Mask, counts, groups_of, masked_mean, working_box
-from ct2mri.evaluation.perceptual import gradient_deviations, ms_gmsd_hindrance
+from ct2mri.evaluation.perceptual import MS_GMSD_SMALLEST_AXIS, gradient_deviations, ms_gmsd_hindrance
 from ct2mri.evaluation.similarity import (
+    MS_SSIM_SMALLEST_AXIS,
     MS_SSIM_WEIGHTS,
     MUTUAL_INFORMATION_BINS,
     SSIM_K1,
@@ -247,7 +248,8 @@ def _group_scores(
         return {name: np.full(groups_of(x.shape, axis), np.nan) for name in METRICS}, reasons
     filtered = [size > 1 for size in ssim_window(x.shape, axis)]
     # Five scales of a window of 7 reach 3·16 voxels, four of Prewitt's filter 8.
-    box = working_box(inside, filtered, 48 if ms_ssim is None else 16, 16)
+    margin, smallest = (16, MS_GMSD_SMALLEST_AXIS) if ms_ssim else (48, MS_SSIM_SMALLEST_AXIS)
+    box = working_box(inside, filtered, margin, 16, smallest)
     error = masked_mean((x - y) ** 2, inside, axis)
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {
