@@ -95,3 +95,12 @@ def test_what_cannot_be_told_says_why():
     json.dumps([of.to_json() for of in (tied, single, nobody, empty)], allow_nan=False)
     with pytest.raises(RequestError, match="Case x"):
         average_by_patient({"x": float("nan")}, {"x": "x"})
+
+
+@pytest.mark.parametrize("differing", [[0.1, 0.2, 0.3, 0.4, 0.5], [1.0] * 5])
+@pytest.mark.parametrize("alike", [0, 3, 9, 60])
+def test_patients_who_do_not_differ_make_the_test_no_surer(differing, alike):
+    a = {f"p{n}": number for n, number in enumerate([*differing, *[0.0] * alike])}
+    of = compare_systems(a, dict.fromkeys(a, 0.0), alone(a))
+    # All five signs alike, one way or the other: 2 of 2⁵.
+    assert of.p_value == pytest.approx(2 / 2**5) and of.patients == 5 + alike
