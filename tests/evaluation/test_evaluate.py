@@ -3,17 +3,18 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from ct2mri.data.cases import write_case
 from ct2mri.data.geometry import resample
-from ct2mri.data.io import save_volume
+from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
-from ct2mri.evaluation.evaluate import evaluate
+from ct2mri.evaluation.evaluate import evaluate, evaluation_of
 from ct2mri.evaluation.matching import case_and_role, find_cases
 from ct2mri.evaluation.metrics import METRICS
-from ct2mri.evaluation.pairing import fit_scale
+from ct2mri.evaluation.pairing import fit_scale, pairs_of_files
 from ct2mri.evaluation.stability import shares_of_error
 from ct2mri.options.evaluation import EvaluateOptions
 
@@ -629,3 +630,41 @@ def test_the_command_gives_the_organisers_numbers(tmp_path, reference):
     for number, value in expected.items():
         assert case["values"][number] == pytest.approx(float(value), rel=1e-6)
     assert case["values"]["ms_ssim"] != pytest.approx(case["values"]["synthrad2025.ms_ssim"], rel=1e-6)
+
+
+def make_spread(folder, planes):
+    """A spread of case "a" that reaches over some planes only."""
+    spread = np.random.default_rng(5).uniform(5, 15, (12, 11, planes)).astype(np.float32)
+    save_volume(Volume(spread, AFFINE), folder / "a.nii.gz")
+    return folder
+
+
+def test_where_a_spread_does_not_reach_it_does_not_count(tmp_path):
+    predictions, targets, masks = make_folders(tmp_path, ("a",))
+    spreads = make_spread(tmp_path / "spread", planes=3)
+    options = EvaluateOptions(predictions=predictions, targets=targets, masks=masks, uncertainty=spreads)
+    options.resample = True
+    (case,) = evaluation_of(options)["cases"]
+    assert "The spread was resampled" in case["remarks"][0]
+    assert case["remarks"][0].endswith("where it does not reach, uncertainty is not measured.")
+    pair = pairs_of_files(predictions, targets, masks)[1]("a")
+    inside = pair.mask[:, :, :3]
+    error = np.abs(pair.prediction - pair.target)[:, :, :3][inside]
+    spread = load_volume(spreads / "a.nii.gz").array[inside]
+    assert case["values"]["uncertainty.rank_correlation"] == pytest.approx(spearmanr(spread, error).statistic)
+    assert case["voxels"] == pair.mask.sum() > inside.sum()
+
+
+@pytest.mark.parametrize(
+    "told", ['{"samples": 1}', '{"samples": 0}', '{"samples": "three"}', '{"samples": tr', "[3]", "\udc80"]
+)
+def test_a_file_beside_a_spread_that_cannot_be_meant_is_refused(told, tmp_path):
+    predictions, targets, masks = make_folders(tmp_path, ("a",))
+    spreads = make_spread(tmp_path / "spread", planes=10)
+    options = EvaluateOptions(predictions=predictions, targets=targets, masks=masks, uncertainty=spreads)
+    (spreads / "a.json").write_bytes(told.encode(errors="surrogateescape"))
+    with pytest.raises(RequestError, match=r"Case a: .*a\.json should tell how many samples.*take the file"):
+        evaluation_of(options)
+    (spreads / "a.json").write_text("{}")
+    (case,) = evaluation_of(options)["cases"]
+    assert case["settings"]["uncertainty"]["samples"] is None

@@ -141,13 +141,16 @@ def _measured_case(pair: Pair, beside: _Beside, options: EvaluateOptions) -> dic
             predicted, said = labels_of(beside.predicted_labels[pair.case_id], pair.grid)
             remarks += said
         labels = Labels(true, predicted)
+    of_spread = None
+    if beside.spreads:
+        of_spread = spread_of(beside.spreads[pair.case_id], pair, options.resample)
+        remarks += of_spread[3]
     try:
         measured, floor = measure(pair, labels, options.preset)
         groups: dict[str, list[float]] = {}
-        if beside.spreads:
-            spread, samples, said = spread_of(beside.spreads[pair.case_id], pair, options.resample)
-            remarks += said
-            calibration = calibrate(pair.prediction, pair.target, spread, pair.mask, samples)
+        if of_spread is not None:
+            spread, seen, samples, _ = of_spread
+            calibration = calibrate(pair.prediction, pair.target, spread, pair.mask & seen, samples)
             measured.add("uncertainty", calibration.values, calibration.notes)
             measured.settings["uncertainty"] = calibration.settings
             groups = calibration.groups

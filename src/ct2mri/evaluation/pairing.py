@@ -305,7 +305,9 @@ def _by_nearest_voxel(volume: Volume, grid: Grid, name: str) -> tuple[Volume, li
     return moved, [f"{name} was brought onto the case's grid by the nearest voxel."]
 
 
-def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float32], int | None, list[str]]:
+def spread_of(
+    path: Path, pair: Pair, resampled: bool
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], int | None, list[str]]:
     """The spread over samples of a case's prediction, in the pair's units and on its grid.
 
     Args:
@@ -314,18 +316,44 @@ def spread_of(path: Path, pair: Pair, resampled: bool) -> tuple[NDArray[np.float
         resampled: bring a spread on another grid onto the case's.
 
     Returns:
-        the spread, the number of samples where the file beside it tells, and what was done.
+        the spread, 0 where it does not reach; where it reaches, bool (i, j, k); the number of samples where
+        the file beside it tells; and what was done.
 
     Raises:
-        RequestError: the grids differ, or the units of the prediction are not known.
+        RequestError: the grids differ, the units of the prediction are not known, or the file beside the
+            spread is damaged or tells no number of samples that a spread can be of.
     """
     if pair.scale is None:
-        raise RequestError(f"The prediction {_SCALE_IS_NEEDED}")
+        raise RequestError(f"Case {pair.case_id}: the prediction {_SCALE_IS_NEEDED}")
     target = Volume(pair.target, pair.grid.affine)
-    spread, _, notes = _on_grid_of(target, load_volume(path), pair.case_id, resampled, "spread")
+    spread, seen, notes = _on_grid_of(
+        target, load_volume(path), pair.case_id, resampled, "spread", "uncertainty is not measured"
+    )
+    scaled = np.where(seen, spread.array, 0) * np.float32(abs(pair.scale))
+    return scaled, seen, _samples_beside(path, pair.case_id), notes
+
+
+def _samples_beside(path: Path, case_id: str) -> int | None:
+    """How many samples a spread is of, by the file beside it; None where there is none or it does not tell.
+
+    Raises:
+        RequestError: it is damaged, or a spread cannot be of so many.
+    """
     sidecar = path.with_name(f"{volume_stem(path)}.json")
-    samples = read_json(sidecar).get("samples") if sidecar.is_file() else None
-    return spread.array * np.float32(abs(pair.scale)), samples, notes
+    if not sidecar.is_file():
+        return None
+    try:
+        facts = read_json(sidecar)
+    except ValueError:
+        facts = None
+    samples = facts.get("samples") if isinstance(facts, dict) else "not readable"
+    if samples is None or (type(samples) is int and samples > 1):
+        return samples
+    raise RequestError(
+        f"Case {case_id}: {sidecar} should tell how many samples the spread beside it is of, 2 or more, and "
+        f"its `samples` are {samples}; write the spread again, or take the file away, and the number will "
+        "count as not known."
+    )
 
 
 def _knows_units(prediction: Volume) -> bool:
@@ -334,7 +362,12 @@ def _knows_units(prediction: Volume) -> bool:
 
 
 def _on_grid_of(
-    target: Volume, prediction: Volume, case_id: str, resampled: bool, name: str = "prediction"
+    target: Volume,
+    prediction: Volume,
+    case_id: str,
+    resampled: bool,
+    name: str = "prediction",
+    beyond: str = "nothing counts",
 ) -> tuple[Volume, NDArray[np.bool_], list[str]]:
     """A prediction (its spread, its source) on its target's grid, where it reaches, and what was done."""
     everywhere = np.ones(target.spatial_shape, dtype=bool)
@@ -345,7 +378,7 @@ def _on_grid_of(
     moved = resample(prediction, target.grid, fill=float(prediction.array.min()))
     note = (
         f"The {name} was resampled (linear) from {_describe(prediction.grid)} to "
-        f"{_describe(target.grid)}; where it does not reach, nothing counts."
+        f"{_describe(target.grid)}; where it does not reach, {beyond}."
     )
     return moved, reach, [note]
 
