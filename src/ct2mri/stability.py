@@ -20,7 +20,7 @@ from ct2mri.data.replay import prepare_source, restore_to_input
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.changes import SEED, Change, changes_for
-from ct2mri.evaluation.matching import find_cases
+from ct2mri.evaluation.matching import Role, find_cases
 from ct2mri.evaluation.stability import (
     MEASURES,
     REPORT,
@@ -108,11 +108,13 @@ def _sources(
     """Case → its source's file, and case → patient where a data set tells."""
     if not options.input.exists():
         raise RequestError(f"There is no file or folder {options.input}; give a CT or a folder of CTs.")
-    found = find_cases(options.input, "image" if pipeline.plan.source_units == "relative" else "source")
+    role: Role = "image" if pipeline.plan.source_units == "relative" else "source"
     if options.data is None:
+        found = find_cases(options.input, role)
         return found, {case_id: case_id for case_id in found}
     dataset = PreparedDataset(options.data)
     wanted = {case_id: dataset.case(case_id).patient_id for case_id in dataset.case_ids(options.split)}
+    found = find_cases(options.input, role, wanted)
     chosen = {case_id: path for case_id, path in found.items() if case_id in wanted}
     if not chosen:
         raise RequestError(

@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ct2mri.data.plan import Plan, Split
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.evaluate import evaluate, evaluation_of
-from ct2mri.evaluation.matching import case_and_role, find_cases
+from ct2mri.evaluation.matching import case_and_role, counterparts, find_cases
 from ct2mri.evaluation.metrics import METRICS
 from ct2mri.evaluation.pairing import fit_scale, pairs_of_files
 from ct2mri.evaluation.stability import shares_of_error
@@ -226,11 +227,11 @@ def test_a_prepared_data_set_brings_its_own_targets_masks_and_scale(tmp_path):
     assert report["cases"][0]["factors"]["target_high"] == 500
 
 
-def write_sidecar(path, **plan):
+def write_sidecar(path, content="synthetic MR volume", **plan):
     """What `translate` writes beside a result, as far as it tells how values are meant."""
     told = {"target_units": "relative", "target_scaling": "percentile", "target_percentile": 99.5}
     told["target_range"] = [0.0, 500.0]
-    facts = {"content": "synthetic MR volume", "safety": "SYNTHETIC", "plan": told | plan, "samples": 3}
+    facts = {"content": content, "safety": "SYNTHETIC", "plan": told | plan, "samples": 3}
     path.write_text(json.dumps(facts))
 
 
@@ -352,6 +353,36 @@ def test_other_images_in_a_folder_are_left_alone(tmp_path):
         "1": "1_mr.nii.gz",
         "2": "2_mr.nii.gz",
     }
+
+
+def test_results_are_called_after_their_sources(tmp_path):
+    """`translate` writes `ct_1.nii.gz` of the CT `ct_1.nii.gz`."""
+    for name in ("ct_1", "2_ct", "ct_3", "ct_3_spread"):
+        save_volume(make_volume(0), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(RequestError, match="but those called ct"):
+        find_cases(tmp_path, "image", drawn=True)
+    for name in ("ct_1", "2_ct", "ct_3_spread"):
+        write_sidecar(tmp_path / f"{name}.json", "standard deviation" if "spread" in name else "synthetic MR")
+    of_results, of_spreads = (find_cases(tmp_path, role, drawn=True) for role in ("image", "spread"))
+    assert {name: path.name for name, path in of_results.items()} == {"1": "ct_1.nii.gz", "2": "2_ct.nii.gz"}
+    assert {name: path.name for name, path in of_spreads.items()} == {"3": "ct_3_spread.nii.gz"}
+    with pytest.raises(RequestError, match="but those called ct"):
+        find_cases(tmp_path, "image")  # targets
+
+
+def test_cases_and_their_folders_may_be_called_like_an_image(tmp_path):
+    for name in ("CT_1/mr", "MR_2/mr", "CT_3", "4_mr", "5"):
+        save_volume(make_volume(0), tmp_path / f"{name}.nii.gz")
+    assert sorted(find_cases(tmp_path, "image")) == ["1", "2", "4", "5"]
+    known = ["CT_1", "CT_3", "4_mr"]
+    assert sorted(find_cases(tmp_path, "image", known)) == ["2", "4_mr", "5", "CT_1", "CT_3"]
+    assert list(find_cases(tmp_path / "CT_3.nii.gz", "image", known)) == ["CT_3"]
+    assert sorted(counterparts(tmp_path, "image", known)) == sorted(find_cases(tmp_path, "image", known))
+
+
+def test_a_file_in_the_working_folder_is_called_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert case_and_role(Path("mr.nii.gz"))[0] == tmp_path.name
 
 
 def test_the_scale_of_images_that_do_not_tell_is_one():

@@ -105,7 +105,7 @@ def pairs_of_files(
         RequestError: nothing matches, a mask or source is lacking, or (at the pair) grids differ.
     """
     role: Role = "ct" if in_hu else "image"
-    predicted, wanted = find_cases(predictions, role), find_cases(targets, role)
+    predicted, wanted = find_cases(predictions, role, drawn=True), find_cases(targets, role)
     if is_volume_path(predictions) and is_volume_path(targets):
         predicted = dict(zip(wanted, predicted.values(), strict=True))
     matches = Matches.of(list(predicted), list(wanted))
@@ -188,11 +188,8 @@ def pairs_of_dataset(
     case_ids = dataset.case_ids(split)
     if not case_ids:
         raise RequestError(f"{dataset.root} has no {split} case; choose another --split.")
-    by_name = find_cases(predictions, "ct" if dataset.plan.target_units == "HU" else "image")
-    # A case identifier may itself end in a word such as _mr, so the whole name of a file goes first.
-    by_name |= {volume_stem(path): path for path in by_name.values() if volume_stem(path) in case_ids}
-    files = {path: case_id for case_id, path in by_name.items()}
-    predicted = {case_id: path for path, case_id in files.items()}
+    role: Role = "ct" if dataset.plan.target_units == "HU" else "image"
+    predicted = find_cases(predictions, role, case_ids, drawn=True)
     matches = Matches.of(list(predicted), case_ids)
     plan = dataset.plan
 
