@@ -338,6 +338,22 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("both belong to case a", targets=targets)
 
 
+def test_a_source_that_is_not_finite_where_it_counts_is_refused(tmp_path):
+    predictions, targets, masks = make_folders(tmp_path, ("a",))
+    ct = make_hu(0, (12, 11, 10))
+    mask = load_volume(masks / "mask_a.nii.gz").array > 0
+    for place, refused in [(np.argwhere(mask)[0], True), (np.argwhere(~mask)[0], False)]:
+        array = ct.array.copy()
+        array[tuple(place)] = np.nan
+        save_volume(Volume(array, AFFINE), tmp_path / "cts" / "a.nii.gz")
+        options = {"masks": masks, "sources": tmp_path / "cts", "output": tmp_path / "report"}
+        if refused:
+            with pytest.raises(RequestError, match="Case a: The source holds 1 voxels inside the mask"):
+                run(predictions, targets, **options)
+        else:
+            assert run(predictions, targets, **options)["cases"][0]["values"]["regions.bone.mae"] is not None
+
+
 def test_nothing_is_left_behind_when_a_case_is_refused(tmp_path):
     predictions, targets, _ = make_folders(tmp_path, ("a", "b"))
     save_volume(make_volume(0, shape=(5, 5, 5)), predictions / "b_mr.nii.gz")

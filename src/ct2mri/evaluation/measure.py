@@ -74,6 +74,12 @@ def measure(
             f"--preset {preset} measures predicted CT in HU, and the plan's targets are not in HU; leave the "
             "preset out for MR."
         )
+    ct = None if pair.ct is pair.target else pair.ct
+    if ct is not None and (lacking := int((~np.isfinite(ct[pair.mask])).sum())):
+        raise RequestError(
+            f"The source holds {lacking} voxels inside the mask that are not finite; repair the image, leave "
+            "them out of the mask, or leave out the source."
+        )
     planes = [_PLANES[code] for code in pair.grid.orientation]
     thick = [axis for axis, size in enumerate(pair.grid.shape) if size > 1]
     # Of a single slice, the rows and columns are no slices.
