@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ct2mri.data.io import save_volume
+from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.case_pictures import case_columns, worst_median_best
@@ -247,6 +247,26 @@ def test_identical_volumes_say_so_in_the_page(folders, tmp_path):
     evaluate(EvaluateOptions(predictions=root / "mr", targets=root / "mr", output=tmp_path))
     text = (tmp_path / "evaluation.html").read_text()
     assert "identical" in text and "inf" not in re.findall(r">\s*(\w+)\s*<", text)
+
+
+def test_a_target_that_tells_no_scale_leaves_no_number_on_the_page(folders, tmp_path):
+    root, _ = folders
+    mr = load_volume(root / "mr" / "a.nii.gz")
+    save_volume(mr.with_array(-mr.array), tmp_path / "a.nii.gz")
+    evaluate(
+        EvaluateOptions(
+            predictions=root / "predicted" / "a.nii.gz",
+            targets=tmp_path / "a.nii.gz",
+            masks=root / "masks",
+            sources=root / "ct",
+            uncertainty=root / "spread",
+            output=tmp_path / "report",
+        )
+    )
+    assert "tells no scale" in (tmp_path / "report" / "evaluation.html").read_text()
+    (case,) = json.loads((tmp_path / "report" / "evaluation.json").read_text())["cases"]
+    assert not case["profiles"] and not case["spread_groups"]
+    assert set(case["values"].values()) == {None} and set(case["values"]) == set(case["notes"])
 
 
 def test_stability_is_in_the_appendix_beside_the_error(folders, tmp_path):

@@ -154,6 +154,9 @@ def _measured_case(pair: Pair, beside: _Beside, options: EvaluateOptions) -> dic
             measured.add("uncertainty", calibration.values, calibration.notes)
             measured.settings["uncertainty"] = calibration.settings
             groups = calibration.groups
+            if pair.unscaled:
+                measured.withdraw(pair.unscaled)
+                groups = {}
     except RequestError as error:
         raise RequestError(f"Case {pair.case_id}: {error}") from error
     return {

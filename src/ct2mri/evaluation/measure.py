@@ -42,6 +42,12 @@ class Measured:
         self.values.update({f"{group}.{name}": value for name, value in values.items()})
         self.notes.update({f"{group}.{name}": note for name, note in notes.items()})
 
+    def withdraw(self, reason: str) -> None:
+        """Leave no number, neither of the case nor of its slices."""
+        self.notes.update(dict.fromkeys(self.values, reason))
+        self.values.update(dict.fromkeys(self.values))
+        self.profiles.clear()
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -107,9 +113,8 @@ def measure(
         floors.append(_measure(moved, moved_labels, preset, planes, moved_in, of_truth))
     floor = _mean_of(floors, measured)
     if pair.unscaled:
-        for found in (measured, floor):
-            found.notes.update(dict.fromkeys(found.values, pair.unscaled))
-            found.values.update(dict.fromkeys(found.values))
+        measured.withdraw(pair.unscaled)
+        floor.withdraw(pair.unscaled)
     return measured, floor
 
 
