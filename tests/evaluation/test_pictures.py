@@ -8,6 +8,7 @@ from PIL import Image
 from ct2mri.data.geometry import reorientation_to_canonical
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
+from ct2mri.evaluation import charts
 from ct2mri.evaluation.panels import MARKS, plane_of
 from ct2mri.evaluation.pictures import SAFETY_SENTENCE, draw_sheet, picture_sheet
 
@@ -130,6 +131,14 @@ def test_volumes_of_a_few_voxels_can_be_drawn(shape, tmp_path):
     ct, mr = make_head(shape)
     picture_sheet(tmp_path / "sheet.png", ct, mr, title="small", facts="")
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
+
+
+def test_names_are_no_formulas(tmp_path):
+    ct, mr = make_head()
+    name = r"ct $\foo$"
+    picture_sheet(tmp_path / "sheet.png", ct, mr, title=name, facts=name)
+    assert name in charts.paired(["first", name], [[1.0, 2.0]], "", "spoken")
+    assert name in charts.box_plot({"all": [1.0, 2.0], name: [1.0]}, None, "", "spoken")
 
 
 def test_the_file_is_a_png_that_carries_the_sentence(tmp_path):

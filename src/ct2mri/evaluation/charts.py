@@ -25,6 +25,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ct2mri",
     "font.size": 9,
+    "text.parse_math": False,  # a $ in the name of a centre or system is a $
     "text.color": _TEXT,
     "axes.edgecolor": _MUTED,
     "axes.labelcolor": _TEXT,

@@ -169,8 +169,10 @@ def _write_frame(figure: Figure, panels: list[Panel], title: str, facts: str) ->
     """Headline, colour bar of the error, safety sentence, and how to read the display."""
     width, height = figure.get_size_inches()
     left = _LEFT / width
-    figure.text(left, 1 - 0.16 / height, title, color=_TEXT, fontsize=14, fontweight="bold", va="top")
-    figure.text(left, 1 - 0.42 / height, facts, color=_MUTED, fontsize=9.5, va="top")
+    # Names of files and models stand in both, and may hold a $.
+    headline = {"va": "top", "parse_math": False}
+    figure.text(left, 1 - 0.16 / height, title, color=_TEXT, fontsize=14, fontweight="bold", **headline)
+    figure.text(left, 1 - 0.42 / height, facts, color=_MUTED, fontsize=9.5, **headline)
     columns = [column for column, panel in enumerate(panels) if panel.colours is ERROR_COLOURS]
     for column in columns:
         x = _LEFT + column * (_PANEL + _GAP)
