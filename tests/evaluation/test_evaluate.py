@@ -338,6 +338,19 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("both belong to case a", targets=targets)
 
 
+def test_a_prediction_that_only_a_negative_gain_would_fit_is_refused(tmp_path):
+    """A perfect prediction, from −1 to 1, would have a correlation of −1."""
+    predictions, targets, masks = make_folders(tmp_path, ("a",))
+    target = load_volume(targets / "a.nii.gz")
+    between = target.with_array(target.array / np.float32(0.9 * target.array.max()) * 2 - 2)
+    save_volume(between, predictions / "a_mr.nii.gz")
+    with pytest.raises(RequestError, match=r"Case a: the gain .* is -\d.*do not begin at 0.*give it with 0"):
+        run(predictions, targets, masks=masks, output=tmp_path / "report")
+    save_volume(between.with_array(between.array + 2), predictions / "a_mr.nii.gz")
+    report = run(predictions, targets, masks=masks, output=tmp_path / "report")
+    assert report["cases"][0]["values"]["ncc"] == pytest.approx(1)
+
+
 def test_a_source_that_is_not_finite_where_it_counts_is_refused(tmp_path):
     predictions, targets, masks = make_folders(tmp_path, ("a",))
     ct = make_hu(0, (12, 11, 10))

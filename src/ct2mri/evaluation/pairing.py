@@ -102,7 +102,8 @@ def pairs_of_files(
         resampled: bring predictions, masks and sources on another grid onto their target's.
 
     Raises:
-        RequestError: nothing matches, a mask or source is lacking, or (at the pair) grids differ.
+        RequestError: nothing matches, a mask or source is lacking, or (at the pair) grids differ, or only a
+            gain below 0 would bring a prediction near its target.
     """
     role: Role = "ct" if in_hu else "image"
     predicted, wanted = find_cases(predictions, role, drawn=True), find_cases(targets, role)
@@ -141,6 +142,13 @@ def pairs_of_files(
         if not in_hu:
             factors = fit_scale(prediction.array, target.array, inside)
             unscaled = _unscaled(target.array, inside)
+            if factors["gain"] < 0:
+                raise RequestError(
+                    f"Case {case_id}: the gain that fits the prediction to the target best is "
+                    f"{factors['gain']:.4g}, which would turn black and white around: the prediction's "
+                    "values do not begin at 0, as those from -1 to 1, or are inverted; give it with 0 for "
+                    "black."
+                )
             gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
             images = prediction.array * gain / reference, target.array / reference
             words = (
