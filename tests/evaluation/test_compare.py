@@ -142,6 +142,32 @@ def test_reports_that_were_not_measured_alike_are_refused(root, tmp_path):
         comparison_of(changed(settings=settings))
 
 
+def test_reports_of_other_sources_or_label_maps_are_refused(root, tmp_path):
+    for name in NAMES:
+        rng = np.random.default_rng(ord(name))
+        ct = rng.choice([-900, 40, 900], SHAPE)
+        labels = rng.integers(0, 3, SHAPE)
+        for folder, array in [
+            ("ct", ct), ("other-ct", ct[::-1]), ("labels", labels), ("other-labels", labels[::-1]),
+            ("more-labels", np.where(labels == 2, 3, labels)),
+        ]:  # fmt: skip
+            save_volume(Volume(array.astype(np.float32), AFFINE), root / folder / f"{name}.nii.gz")
+    given = {"sources": root / "ct", "labels": root / "labels"}
+    run(root, "fair", "all", **given)
+    run(root, "good", "same", **given)
+    assert comparison_of(reports(root, "all", "same"))["differences"]["report-same"]["labels.2.mae"]
+    run(root, "good", "without")
+    assert "labels.2.mae" in comparison_of(reports(root, "all", "without"))["not_in_all"]
+    for option, folder, words in [
+        ("sources", "other-ct", "different sources"),
+        ("labels", "other-labels", "different label maps"),
+        ("labels", "more-labels", "different label maps"),
+    ]:
+        run(root, "good", "changed", **given | {option: root / folder})
+        with pytest.raises(RequestError, match=f"Case a of .* {words}"):
+            comparison_of(reports(root, "all", "changed"))
+
+
 def test_requests_that_cannot_be_are_refused(root, tmp_path):
     with pytest.raises(RequestError, match="two systems"):
         comparison_of(reports(root, "fair"))

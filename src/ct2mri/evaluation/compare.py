@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ COMPARISON_FORMAT_VERSION = 1
 _REPORT = "evaluation.json"
 _SAME_TRUTH = 1e-6
 """Largest relative difference of two noise floors, which the truth alone makes."""
+
+_TOLD_BY_FLOOR = {"mae": "targets", "regions.*.mae": "sources", "labels.*.mae": "label maps"}
+"""Noise floors, and what they are of, prediction or not."""
 
 
 def compare(options: CompareOptions) -> None:
@@ -281,7 +285,7 @@ def _require_alike(reports: dict[str, dict[str, Any]], shared: Sequence[str]) ->
     """Refuse reports whose numbers do not mean the same.
 
     Raises:
-        RequestError: a case differs in grid, mask, truth, patient, centre or settings.
+        RequestError: a case differs in grid, mask, truth, source, label map, patient, centre or settings.
     """
     (first_name, first), *others = reports.items()
     cases = {case["case_id"]: case for case in first["cases"]}
@@ -308,16 +312,28 @@ def _require_alike(reports: dict[str, dict[str, Any]], shared: Sequence[str]) ->
                             f"Case {case['case_id']} of {both} was measured with different settings: "
                             f"{term} is {values[0]!r} and {values[1]!r}; evaluate both alike."
                         )
-            floors = [of["noise_floor"]["values"].get("mae") for of in (one, case)]
-            if (
-                floors[0] is not None
-                and floors[1] is not None
-                and (abs(floors[0] - floors[1]) > _SAME_TRUTH * abs(floors[0]))
-            ):
-                raise RequestError(
-                    f"Case {case['case_id']} of {both} was measured against different targets (their noise "
-                    "floors differ); evaluate both against the same."
-                )
+            for of_floor, words in _TOLD_BY_FLOOR.items():
+                floors = [_floors(of, of_floor) for of in (one, case)]
+                if all(floors) and _differ(*floors):
+                    raise RequestError(
+                        f"Case {case['case_id']} of {both} was measured against different {words} (their "
+                        "noise floors differ); evaluate both against the same."
+                    )
+
+
+def _floors(case: dict[str, Any], pattern: str) -> dict[str, float | None]:
+    """The noise floors of a case whose names fit a pattern."""
+    values: dict[str, float | None] = case["noise_floor"]["values"]
+    return {name: value for name, value in values.items() if fnmatchcase(name, pattern)}
+
+
+def _differ(one: dict[str, float | None], other: dict[str, float | None]) -> bool:
+    """Whether noise floors are not of the same images: they have other names, or other numbers."""
+
+    def alike(a: float | None, b: float | None) -> bool:
+        return a == b if a is None or b is None else abs(a - b) <= _SAME_TRUTH * abs(a)
+
+    return one.keys() != other.keys() or not all(alike(one[name], other[name]) for name in one)
 
 
 def _write_csv(path: Path, comparison: dict[str, Any]) -> None:
