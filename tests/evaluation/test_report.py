@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +17,7 @@ from ct2mri.data.io import load_volume, save_volume
 from ct2mri.data.volume import Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.case_pictures import case_columns, worst_median_best
+from ct2mri.evaluation.compare import comparison_of
 from ct2mri.evaluation.evaluate import evaluate, evaluation_of, pictures_of
 from ct2mri.evaluation.pairing import Pair
 from ct2mri.evaluation.report import page
@@ -23,7 +25,7 @@ from ct2mri.evaluation.report_sections import _patient_order
 from ct2mri.evaluation.stability import SETTINGS, verdict
 from ct2mri.evaluation.statistics import summarise_patients
 from ct2mri.files import write_json
-from ct2mri.options.evaluation import EvaluateOptions
+from ct2mri.options.evaluation import CompareOptions, EvaluateOptions
 
 # LPS, and unlike edges: what is shown must not depend on how the voxels are stored.
 AFFINE = np.array([[-4.0, 0, 0, 40], [0, -5.0, 0, 50], [0, 0, 6.0, -30], [0, 0, 0, 1]])
@@ -312,13 +314,26 @@ def test_stability_is_in_the_appendix_beside_the_error(folders, tmp_path):
 
 def test_a_stability_of_others_is_refused_before_anything_is_measured(folders, tmp_path, monkeypatch):
     root, _ = folders
-    content = {"format_version": 2, "in_hu": False, "cases": [{"case_id": "another"}]}
+    content = {name: {} for name in ("request", "changes", "summary", "verdict")}
+    content |= {"format_version": 2, "in_hu": False, "cases": [{"case_id": "another"}]}
     write_json(tmp_path / "stability.json", content)
     monkeypatch.setattr("ct2mri.evaluation.evaluate.measure", lambda *_: pytest.fail("measured"))
     with pytest.raises(RequestError, match=r"No case is both in the stability \(another\)"):
         evaluation_of(
             EvaluateOptions(predictions=root / "predicted", targets=root / "mr", stability=tmp_path)
         )
+
+
+def test_reports_of_another_kind_are_not_taken_for_each_other(folders, tmp_path):
+    """They have format versions of the same number."""
+    root, options = folders
+    report = root / "report" / "evaluation.json"
+    with pytest.raises(RequestError, match=r"evaluation\.json is no report of `ct2mri stability`"):
+        evaluate(replace(options, stability=report, output=None))
+    content = {name: {} for name in ("request", "changes", "summary", "verdict")}
+    write_json(tmp_path / "stability.json", content | {"format_version": 2, "in_hu": False, "cases": []})
+    with pytest.raises(RequestError, match=r"stability\.json is no report of `ct2mri evaluate`"):
+        comparison_of(CompareOptions(systems=[tmp_path / "stability.json", report]))
 
 
 def test_spreads_that_lack_a_case_are_refused(folders, tmp_path):

@@ -251,6 +251,8 @@ def _report(path: Path, options: CompareOptions) -> dict[str, Any]:
         try:
             report: dict[str, Any] = read_json(file)
             version = report["format_version"]
+            if version == REPORT_FORMAT_VERSION:
+                _ = [report[name] for name in ("options", "in_hu", "measures", "cases", "noise_floor")]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise RequestError(f"{file} is no report of `ct2mri evaluate`; evaluate again.") from error
         if version != REPORT_FORMAT_VERSION:

@@ -168,6 +168,8 @@ def read_stability(folder: Path) -> dict[str, Any]:
     try:
         report: dict[str, Any] = read_json(path)
         version = report["format_version"]
+        if version == STABILITY_FORMAT_VERSION:
+            _ = [report[name] for name in ("request", "in_hu", "cases", "changes", "summary", "verdict")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{path} is no report of `ct2mri stability`; give the folder that it wrote."
