@@ -147,7 +147,7 @@ def pairs_of_files(
                     f"Case {case_id}: the gain that fits the prediction to the target best is "
                     f"{factors['gain']:.4g}, which would turn black and white around: the prediction's "
                     "values do not begin at 0, as those from -1 to 1, or are inverted; give it with 0 for "
-                    "black."
+                    "black, or, of CTs in HU, give --units HU."
                 )
             gain, reference = np.float32(factors["gain"]), np.float32(factors["reference"])
             images = prediction.array * gain / reference, target.array / reference
