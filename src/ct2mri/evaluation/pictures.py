@@ -6,6 +6,7 @@ left. All panels of a sheet share one scale in mm.
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -170,7 +171,7 @@ def _write_frame(figure: Figure, panels: list[Panel], title: str, facts: str) ->
     width, height = figure.get_size_inches()
     left = _LEFT / width
     # Names of files and models stand in both, and may hold a $.
-    headline = {"va": "top", "parse_math": False}
+    headline: dict[str, Any] = {"va": "top", "parse_math": False}
     figure.text(left, 1 - 0.16 / height, title, color=_TEXT, fontsize=14, fontweight="bold", **headline)
     figure.text(left, 1 - 0.42 / height, facts, color=_MUTED, fontsize=9.5, **headline)
     columns = [column for column, panel in enumerate(panels) if panel.colours is ERROR_COLOURS]
