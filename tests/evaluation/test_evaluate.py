@@ -174,8 +174,8 @@ def test_raw_patient_folders_serve_as_targets(tmp_path):
 def make_dataset(root, target_range=(0.0, 500.0), of_target=None, **plan):
     """A prepared data set of two held-out cases and one for training."""
     split = Split(seed=0, train=["p0"], validation=[], test=["p1", "p2"])
+    plan = {"source_windows": [[-1024.0, 3000.0]]} | plan
     Plan(
-        source_windows=[[-1024.0, 3000.0]],
         target_percentile=99.5,
         target_range=target_range,
         split=split,
@@ -225,6 +225,20 @@ def test_a_prepared_data_set_brings_its_own_targets_masks_and_scale(tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
     assert "nothing fitted" in report["cases"][0]["settings"][""]["normalisation"]
     assert report["cases"][0]["factors"]["target_high"] == 500
+
+
+@pytest.mark.parametrize(
+    ("windows", "told"),
+    [([[-160.0, 240.0]], False), ([[-300.5, 250.0]], True), ([[-200.0, 3000.0]], False)],
+)
+def test_a_ct_whose_windows_end_before_tells_no_tissue(windows, told, tmp_path):
+    dataset = make_dataset(tmp_path / "data", source_windows=windows)
+    for seed, patient_id in [(1, "p1"), (2, "p2")]:
+        save_volume(make_volume(seed), tmp_path / "out" / f"{patient_id}.nii.gz")
+    report = evaluation_of(EvaluateOptions(predictions=tmp_path / "out", data=dataset))
+    for case in report["cases"]:
+        assert any("ends at" in remark and "not told apart" in remark for remark in case["remarks"]) != told
+        assert ("regions.bone.mae" in case["values"]) == told and "edges.found" in case["values"]
 
 
 def write_sidecar(path, content="synthetic MR volume", **plan):

@@ -17,7 +17,7 @@ from ct2mri.data.plan import ZSCORE_REACH, Plan
 from ct2mri.data.volume import Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.evaluation.matching import Matches, Role, counterparts, find_cases
-from ct2mri.evaluation.regions import as_labels
+from ct2mri.evaluation.regions import AIR_BELOW_HU, BONE_FROM_HU, as_labels
 from ct2mri.evaluation.units import looks_like_hu, require_hu, target_range_of
 from ct2mri.files import read_json
 
@@ -200,6 +200,7 @@ def pairs_of_dataset(
     predicted = find_cases(predictions, role, case_ids, drawn=True)
     matches = Matches.of(list(predicted), case_ids)
     plan = dataset.plan
+    tells_tissue, of_tissue = _tells_tissue(plan)
 
     def load(case_id: str) -> Pair:
         case = dataset.case(case_id)
@@ -209,7 +210,7 @@ def pairs_of_dataset(
             raise RequestError(f"Case {case_id}: {predicted[case_id].name} {_SCALE_IS_NEEDED}")
         prediction, seen, notes = _on_grid_of(grid_of_case, drawn, case_id, resampled)
         (low, high), said = target_range_of(predicted[case_id], case_id, plan)
-        notes += said
+        notes += said + of_tissue
         inside = case.mask & case.valid & seen
         source = _source_of(case, plan)
         if plan.target_units == "HU":
@@ -241,7 +242,7 @@ def pairs_of_dataset(
             data_range=high - low if plan.target_units == "HU" else 1.0,
             in_hu=plan.target_units == "HU",
             ct=_ct_of(images[1], source, plan),
-            ct_in_hu="HU" in (plan.target_units, plan.source_units),
+            ct_in_hu=tells_tissue,
             centre=case.centre,
             source=source,
             source_in_hu=plan.source_units == "HU",
@@ -390,8 +391,26 @@ def _on_grid_of(
 
 def _source_of(case: PreparedCase, plan: Plan) -> NDArray[np.float32]:
     """What was translated, through the widest of the plan's windows, in the source's units."""
-    channel, window = max(enumerate(plan.source_windows), key=lambda item: item[1][1] - item[1][0])
+    channel, window = _widest(plan)
     return unscale_window(case.source[channel], window)
+
+
+def _widest(plan: Plan) -> tuple[int, list[float]]:
+    """The channel and the ends of the widest of the plan's windows."""
+    return max(enumerate(plan.source_windows), key=lambda item: item[1][1] - item[1][0])
+
+
+def _tells_tissue(plan: Plan) -> tuple[bool, list[str]]:
+    """Whether the CT of prepared cases tells air, soft tissue and bone apart, and what to say if not."""
+    if "HU" not in (plan.target_units, plan.source_units):
+        return False, []
+    low, high = plan.target_range if plan.target_units == "HU" else _widest(plan)[1]
+    if low < AIR_BELOW_HU and high >= BONE_FROM_HU:
+        return True, []
+    return False, [
+        f"The prepared CT ends at {low:g} and {high:g} HU, as the plan's window does, so that air, soft "
+        "tissue and bone are not told apart."
+    ]
 
 
 def _ct_of(
