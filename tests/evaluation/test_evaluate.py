@@ -333,6 +333,8 @@ def test_unusable_requests_get_one_sentence(tmp_path):
     refused("columns case_id, patient; it needs", targets=targets, cases=tmp_path / "cases.csv")
     (tmp_path / "cases.csv").write_text("case_id,patient_id\na,x\n")
     refused("no patient_id for b", targets=targets, cases=tmp_path / "cases.csv")
+    (tmp_path / "cases.csv").write_text("case_id,patient_id\na,x\nb,y\na,x\na,z\n")
+    refused("gives case a to two patients", targets=targets, cases=tmp_path / "cases.csv")
     refused("no file or folder", targets=tmp_path / "nowhere")
     refused("no validation case", data=dataset, split="validation")
     refused("No prediction matches", data=dataset)

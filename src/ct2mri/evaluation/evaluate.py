@@ -238,7 +238,14 @@ def _people(path: Path | None, case_ids: Sequence[str]) -> dict[str, tuple[str, 
                     f"{path} has the columns {', '.join(reader.fieldnames or ()) or 'none'}; it needs "
                     "case_id and patient_id, and may have centre."
                 )
-            people = {row["case_id"]: (row["patient_id"], row.get("centre") or None) for row in reader}
+            people: dict[str, tuple[str, str | None]] = {}
+            for row in reader:
+                whose = (row["patient_id"], row.get("centre") or None)
+                if people.setdefault(row["case_id"], whose) != whose:
+                    raise RequestError(
+                        f"{path} gives case {row['case_id']} to two patients or centres; leave one line for "
+                        "each case."
+                    )
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(
             f"{path} is no CSV table ({error}); give one with case_id and patient_id."
