@@ -123,3 +123,14 @@ def test_a_challenges_numbers_need_hu():
     assert measured.values["synthrad2025.mae"] == pytest.approx(5, rel=1e-4)
     assert floor.values["synthrad2025.ms_ssim"] < measured.values["synthrad2025.ms_ssim"]
     assert describe("synthrad2025.mae", True).unit == "HU"
+
+
+def test_a_label_that_the_prediction_alone_has_has_no_noise_floor_and_the_right_reason():
+    pair = make_pair()
+    labels = labels_of(pair)
+    assert labels.predicted is not None
+    labels.predicted[:2, :2] = 99
+    measured, floor = measure(pair, labels)
+    assert measured.values["labels.99.dice"] == 0 and floor.values["labels.99.dice"] is None
+    assert floor.notes["labels.99.dice"] == "not defined: the truth has no such label"
+    assert floor.values["labels.1.dice"] is not None

@@ -194,7 +194,10 @@ def _mean_of(floors: Sequence[Measured], measured: Measured) -> Measured:
         result.values[name] = float(np.mean(numbers)) if numbers else None
         if not numbers:
             notes = [floor.notes[name] for floor in floors if name in floor.notes]
-            result.notes[name] = notes[0] if notes else "not defined: the image is one voxel thick"
+            without = "the image is one voxel thick"
+            if floors and name.startswith("labels."):
+                without = "the truth has no such label"  # nothing could be moved
+            result.notes[name] = notes[0] if notes else f"not defined: {without}"
     return result
 
 
