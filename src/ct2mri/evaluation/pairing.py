@@ -330,7 +330,7 @@ def spread_of(
             spread is damaged or tells no number of samples that a spread can be of.
     """
     if pair.scale is None:
-        raise RequestError(f"Case {pair.case_id}: the prediction {_SCALE_IS_NEEDED}")
+        raise RequestError(f"Case {pair.case_id}: The prediction {_SCALE_IS_NEEDED}")
     target = Volume(pair.target, pair.grid.affine)
     spread, seen, notes = _on_grid_of(
         target, load_volume(path), pair.case_id, resampled, "spread", "uncertainty is not measured"
