@@ -1,11 +1,7 @@
 """Make the starter model from nothing: the whole chain of commands on digital phantoms.
 
-    python benchmarks/starter.py WORK                 # about an hour and a half on two CPU cores
+    python benchmarks/starter.py WORK                 # about an hour on two CPU cores
     python benchmarks/starter.py WORK --install       # and put the result into the package
-
-The 3D stage learns on phantoms that the 2D stage has not seen, as it will not have seen whom it is used on:
-its drafts of its own training cases are better than any others, and who learns on these trusts them too much.
-With patients, who are few, `train slices --folds 2` does the same.
 
 Each command resumes, so that a run that was stopped goes on where it was. `benchmarks/quality.py` measures
 what comes out of it.
@@ -23,8 +19,7 @@ DESCRIPTION = (
     "heads alone; no patient's image was used. It shows that the software works. On a real CT the "
     "outline, the skull and large fluid spaces follow that CT, while the detail inside the brain is that of "
     "phantoms and not that patient's anatomy. It is no medical device, and of no use for other parts of the "
-    "body. Phantoms of the seeds (0, 0) to (0, {last}) and (1, 0) to (1, {last_of_refiner}) were drawn for "
-    "it; the demo's lie beyond."
+    "body. Phantoms of the seeds (0, 0) to (0, {last}) were drawn for it; the demo's lie beyond."
 )
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "ct2mri"
 
@@ -41,37 +36,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for data and runs")
     parser.add_argument("--cases", type=int, default=36, help="phantom heads (default: %(default)s)")
-    parser.add_argument(
-        "--refiner_cases", type=int, default=48, help="more, for the 3D stage (default: %(default)s)"
-    )
     parser.add_argument("--install", action="store_true", help="copy the model into the package")
     arguments = parser.parse_args()
 
     work = arguments.work
     raw, data, runs, model = work / "raw", work / "data", work / "runs", work / "model"
-    refiner_raw, refiner_data = work / "refiner-raw", work / "refiner-data"
     trained = ["--data", data, "--config", "demo", "--output_dir"]
     ct2mri("phantom", raw, "--cases", arguments.cases, "--anatomy", "head", "--seed", 0)
     ct2mri(
         *("prepare", raw, data, "--anatomy", "head", "--spacing", 1.5, 1.5, 1.5),
         *("--windows", "[[-1024,3000],[-160,240]]"),
     )
-    ct2mri("phantom", refiner_raw, "--cases", arguments.refiner_cases, "--anatomy", "head", "--seed", 1)
-    ct2mri(
-        *("prepare", refiner_raw, refiner_data, "--plan", data / "plan.json"),
-        *("--validation_fraction", 0.125, "--test_fraction", 0),
-    )
     # Before there are drafts, so that all of so short a training is spent on the targets' edges.
     ct2mri("train", "vqvae", *trained, runs / "vqvae")
     ct2mri("train", "slices", *trained, runs / "slices")
-    ct2mri("draft", "--data", refiner_data, "--model", runs / "slices")
-    refined = ["--data", refiner_data, "--config", "demo", "--output_dir"]
-    ct2mri("train", "latents", *refined, runs / "latents", "--vqvae", runs / "vqvae")
-    description = DESCRIPTION.format(last=arguments.cases - 1, last_of_refiner=arguments.refiner_cases - 1)
+    ct2mri("draft", "--data", data, "--model", runs / "slices", "--allow_seen")
+    ct2mri("train", "latents", *trained, runs / "latents", "--vqvae", runs / "vqvae")
     stages = ["--slices", runs / "slices", "--vqvae", runs / "vqvae", "--latents", runs / "latents"]
     ct2mri(
         *("export", *stages, "-o", model, "--half", "--name", "starter (phantom heads)"),
-        *("--description", description),
+        *("--description", DESCRIPTION.format(last=arguments.cases - 1)),
     )
     # On the test cases: what it does under small changes stands in its card.
     ct2mri("stability", raw, "--data", data, "--model", model, "-o", work / "stability", "--card")

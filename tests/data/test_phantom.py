@@ -1,6 +1,7 @@
 from functools import cache
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -49,6 +50,20 @@ def test_same_seed_same_voxels(anatomy: Anatomy) -> None:
     for one, two in ((first.ct, again.ct), (first.mr, again.mr), (first.labels, again.labels)):
         assert np.array_equal(one.array, two.array)
         assert np.array_equal(one.affine, two.affine)
+
+
+@pytest.mark.parametrize("anatomy", ["head", "pelvis"])
+def test_an_mr_without_noise_is_the_same_patient_and_the_mean_of_what_is_measured(anatomy: Anatomy) -> None:
+    noisy, clean = phantom(anatomy, 11, 6.0), draw_phantom(anatomy, 11, 6.0, mr_noise=False)
+    assert np.array_equal(clean.ct.array, noisy.ct.array)
+    assert np.array_equal(clean.labels.array, noisy.labels.array)
+    bright = clean.mr.array > np.percentile(clean.mr.array, 90)  # where Rician noise has next to no bias
+    noise = (noisy.mr.array - clean.mr.array)[bright]
+    deviation = noise.std() / np.percentile(clean.mr.array, 99)
+    assert 0.005 < deviation < 0.08 and abs(noise.mean()) < 0.1 * noise.std()
+    # Noise differs from voxel to voxel; what is left without it hardly does.
+    change_of_noise = np.abs(np.diff(noisy.mr.array - clean.mr.array, axis=0)).mean()
+    assert change_of_noise > 0.5 * noise.std()
 
 
 def test_other_seeds_draw_other_people() -> None:
@@ -266,6 +281,15 @@ def test_written_phantoms_load_and_stay(
     assert "1 " in capsys.readouterr().out.split("phantoms written")[0]
     assert (options.output_dir / f"{anatomy}-3-0000" / "mr.nii.gz").is_file()
     assert (folder / "ct.nii.gz").stat().st_mtime_ns == kept
+
+
+def test_the_noise_is_left_out_on_request_and_the_header_says_so(tmp_path: Path) -> None:
+    options = PhantomOptions(output_dir=tmp_path, cases=1, anatomy="head", spacing=12.0, mr_noise=False)
+    write_phantoms(options)
+    loaded = load_volume(tmp_path / "head-0000" / "mr.nii.gz")
+    assert np.array_equal(loaded.array, draw_phantom("head", (0, 0), 12.0, mr_noise=False).mr.array)
+    header = nibabel.load(tmp_path / "head-0000" / "mr.nii.gz").header
+    assert b"without noise" in header["descrip"].item()
 
 
 def test_labels_are_written_on_request_only(tmp_path: Path) -> None:

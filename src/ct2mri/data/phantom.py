@@ -96,7 +96,11 @@ _ATLASES: dict[str, _Atlas] = {
 
 
 def draw_phantom(
-    anatomy: Anatomy, seed: int | tuple[int, ...], spacing: float | tuple[float, float, float] | None = None
+    anatomy: Anatomy,
+    seed: int | tuple[int, ...],
+    spacing: float | tuple[float, float, float] | None = None,
+    *,
+    mr_noise: bool = True,
 ) -> Phantom:
     """Draw one patient.
 
@@ -106,6 +110,8 @@ def draw_phantom(
         anatomy: part of the body.
         seed: number, or numbers, of the patient; the same seed gives the same voxels, bit for bit.
         spacing: voxel edges in mm; random as in clinical scans where not given.
+        mr_noise: whether the MR has the noise of its measurement. Without, it is the MR that this one would
+            be in the mean over many measurements, all else the same: what of it can be known.
 
     Raises:
         RequestError: an unknown anatomy, a negative seed, or a spacing that is not within 0.3 to 20 mm.
@@ -128,7 +134,7 @@ def draw_phantom(
     canvas = Canvas(shape, to_template, values, warp)
     _DRAW[anatomy](canvas, shape_rng)
     ct = _scan_ct(ct_rng, canvas, edges, ct_noise)
-    mr = _scan_mr(mr_rng, canvas, edges)
+    mr = _scan_mr(mr_rng, canvas, edges, mr_noise)
     return Phantom(
         ct=Volume(ct, affine, {"modality": "CT"}),
         mr=Volume(mr, affine, {"modality": "MR"}),
@@ -156,8 +162,12 @@ def write_phantoms(options: PhantomOptions) -> None:
         folder = options.output_dir / f"{series}-{case:04d}"
         if all((folder / f"{name}.nii.gz").is_file() for name in names):
             continue
-        phantom = draw_phantom(options.anatomy, (options.seed, case), options.spacing)
+        phantom = draw_phantom(
+            options.anatomy, (options.seed, case), options.spacing, mr_noise=options.mr_noise
+        )
         description = f"digital phantom, {options.anatomy}, seed {options.seed}, case {case}"
+        if not options.mr_noise:
+            description += ", MR without noise"
         with atomic_folder(folder) as temporary:
             save_volume(phantom.ct, temporary / "ct.nii.gz", description)
             save_volume(phantom.mr, temporary / "mr.nii.gz", description)
@@ -245,13 +255,17 @@ def _cupping(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float
     return near
 
 
-def _scan_mr(rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float]) -> Array:
+def _scan_mr(
+    rng: np.random.Generator, canvas: Canvas, edges: tuple[float, float, float], noise: bool
+) -> Array:
     """Signal → slice profile → bias field → Rician noise → scanner gain, in whole numbers."""
     width = rng.uniform(0.3, 0.5)
     signal = ndimage.gaussian_filter(canvas.signal, [width / edge for edge in edges], mode="nearest")
     signal *= _bias_field(rng, signal.shape)
     # White matter has signal 1; the noise of either channel is a share of it.
     deviation = np.float32(1 / rng.uniform(25, 60))
+    if not noise:
+        deviation = np.float32(0)  # still drawn, so that the gain is the same
     signal += deviation * rng.standard_normal(signal.shape, dtype=np.float32)
     other = deviation * rng.standard_normal(signal.shape, dtype=np.float32)
     gain = np.float32(np.exp(rng.uniform(np.log(300), np.log(4000))))

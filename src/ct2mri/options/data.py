@@ -18,6 +18,10 @@ class PhantomOptions:
     spacing: float | None = argument("voxel edge in mm; without it random per case", None)
     seed: int = argument("seed of the anatomy", 0)
     labels: bool = argument("also write each patient's tissue map", False)
+    mr_noise: bool = argument(
+        "give the MR the noise of its measurement; without, it shows the same patients as they can be known",
+        True,
+    )
 
 
 @dataclass(kw_only=True)
