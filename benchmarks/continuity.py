@@ -23,7 +23,7 @@ def mean_distance(case: dict, measure: str, axes: tuple[str, ...]) -> float | No
     """A case's distance from the best value, in the mean over axes; None where one is not defined."""
     names = [f"continuity.{axis}.{measure}" for axis in axes]
     found = [distance_from_best(name, case["values"].get(name)) for name in names]
-    return None if None in found else sum(value for value in found if value is not None) / len(found)
+    return None if None in found else sum(found) / len(found)
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from ct2mri.translate import translate
 from ct2mri.viewer.exporting import write_nrrd
 from ct2mri.viewer.reading import load_kept, read_given
 from ct2mri.viewer.stored import Described
+from kills import killed_after
 
 SECRETS = ("Secretname", "Hidden", "HOSPITAL-4711", "19510203", "born long ago", "ACC123456")
 
@@ -415,28 +416,13 @@ def test_a_cohort_is_folders_and_what_is_done_stays(model, cohort, tmp_path, cap
     assert (out / "b" / "notes.txt").exists()
 
 
-class Killed(BaseException):
-    """Stands for the end of a process; what has its name by then is what a process would leave."""
-
-
 @pytest.mark.parametrize("names_given", range(4))
 def test_no_moment_to_be_killed_at_gives_a_series_the_sidecar_of_another(
     names_given, model, tmp_path, monkeypatch
 ):
     save_volume(tiny.ct(), tmp_path / "cts" / "a.nii.gz")
     run(tmp_path / "cts", tmp_path / "out", model, seed=1)
-    replace, left = Path.replace, names_given
-
-    def replace_until_killed(self: Path, target: Path) -> Path:
-        nonlocal left
-        if not Path(target).name.startswith(".") or Path(target).name.startswith(".replaced"):
-            if not left:
-                raise Killed
-            left -= 1
-        return replace(self, target)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, "replace", replace_until_killed)
+    with killed_after(names_given, monkeypatch):
         run(tmp_path / "cts", tmp_path / "out", model, seed=0, overwrite=True)
     try:
         run(tmp_path / "cts", tmp_path / "out", model, seed=1)
@@ -562,6 +548,20 @@ def test_copies_of_results_stay_marked(model, ct_folder, tmp_path):
         write_nrrd(kept, "source", tmp_path / "c.nrrd")
         assert b"SYNTHETIC MR from CT, not acquired" in (tmp_path / "c.nrrd").read_bytes()[:2000]
     assert "description" not in load_volume(ct_folder).metadata
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("SeriesDescription", "renamed"), ("Manufacturer", "another program")]
+)
+def test_a_series_stays_marked_though_another_program_changed_a_word(
+    keyword, value, model, ct_folder, tmp_path
+):
+    run(ct_folder, tmp_path / "mr", model)
+    for file in (tmp_path / "mr").glob("*.dcm"):
+        header = pydicom.dcmread(file)
+        setattr(header, keyword, value)
+        header.save_as(file)
+    assert load_volume(tmp_path / "mr").metadata["description"].startswith("SYNTHETIC ")
 
 
 def test_the_viewer_shows_a_series_in_its_own_units(model, ct_folder, tmp_path):

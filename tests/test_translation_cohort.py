@@ -21,6 +21,7 @@ from ct2mri.errors import RequestError
 from ct2mri.options.translation import TranslateOptions
 from ct2mri.stage_files import file_hash
 from ct2mri.translate import translate
+from kills import killed_after
 
 STEPS = 4
 """Enough that a case takes a while, and a process is met at work."""
@@ -397,10 +398,6 @@ def test_a_sidecar_tells_what_a_result_was_made_of_in_hashes_alone(model, two_ct
 # --- killed ----------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for the end of a process; what has its name by then is what a process would leave."""
-
-
 @pytest.mark.parametrize("written_before", [False, True])
 @pytest.mark.parametrize("names", range(4))
 def test_no_moment_to_be_killed_at_mixes_results(
@@ -412,18 +409,7 @@ def test_no_moment_to_be_killed_at_mixes_results(
     if written_before:
         run(two_cts, tmp_path / "out", model, seed=1, **spread)
 
-    replace, left = Path.replace, names
-
-    def replace_until_killed(self: Path, target: Path) -> Path:
-        nonlocal left
-        if "partial" not in Path(target).name:  # else a temporary file of a temporary file
-            if not left:
-                raise Killed
-            left -= 1
-        return replace(self, target)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Path, "replace", replace_until_killed)
+    with killed_after(names, monkeypatch):
         run(two_cts, tmp_path / "out", model, overwrite=True, **spread)
     pipeline, ct = tiny.pipeline(latents=None), load_volume(two_cts / "a.nii.gz")
     expected = {

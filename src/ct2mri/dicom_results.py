@@ -6,7 +6,7 @@ from typing import Any, Literal
 from ct2mri import __version__
 from ct2mri.data.dicom_write import mr_factor, save_dicom_series
 from ct2mri.data.plan import Plan, modality_in_hu, modality_is_mr
-from ct2mri.data.volume import Volume
+from ct2mri.data.volume import SYNTHETIC, Volume
 from ct2mri.errors import RequestError
 
 
@@ -59,7 +59,7 @@ def save_result_series(
         folder,
         modality=dicom_modality(plan),
         origin=volume.metadata.get("dicom"),
-        series_description=f"SYNTHETIC {target} from {source}, not acquired ({model['name']})",
+        series_description=f"{SYNTHETIC} {target} from {source}, not acquired ({model['name']})",
         derivation=(
             f"{facts['safety']} Drawn by ct2mri {__version__} with the model {model['name']} "
             f"(weights {model['hash'][:12]}), {steps} step{'s' * (steps > 1)}, seed {facts['seed']}, "

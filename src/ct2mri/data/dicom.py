@@ -17,7 +17,7 @@ from ct2mri.data.dicom_pixels import PIXEL_KEYWORDS, read_planes
 from ct2mri.data.dicom_series import DicomScan, DicomSeries, find_series, scan_files
 from ct2mri.data.geometry import LPS_TO_RAS
 from ct2mri.data.intensity import AIR_HU
-from ct2mri.data.volume import Volume
+from ct2mri.data.volume import SYNTHETIC, Volume
 from ct2mri.errors import RequestError
 
 __all__ = [
@@ -116,9 +116,9 @@ def load_series(series: DicomSeries, name: str) -> Volume:
     }
     if series.modality:
         metadata["modality"] = series.modality
-    called = str(origin.header.get("SeriesDescription") or "")
-    if called.startswith("SYNTHETIC "):  # as `ct2mri.dicom_results` calls its series; copies say so too
-        metadata["description"] = called
+    if series.synthetic:  # copies say so too, though somebody may have called the series something else
+        marked = SYNTHETIC in series.description
+        metadata["description"] = series.description if marked else f"{SYNTHETIC} {series.description}"
     per_unit = stored_per_unit(origin.header)
     if per_unit != 1:
         metadata["stored_per_unit"] = per_unit

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ct2mri.data.dicom_facts import FACT_KEYWORDS, series_facts
 from ct2mri.data.dicom_files import as_numbers, frame_value, looks_like_dicom, read_header
 from ct2mri.data.dicom_header import MANUFACTURER
+from ct2mri.data.volume import SYNTHETIC
 from ct2mri.errors import RequestError
 
 _KEYWORDS = (
@@ -62,7 +63,7 @@ class DicomSeries:
         person: hashes of birth date, sex and the words of the name, for `contradicts` and `is_named_in`.
         pseudonymous: whether the header says that the identity was removed, or calls the patient by the
             PatientID alone.
-        synthetic: whether this program wrote them: results, which a model drew.
+        synthetic: whether this program wrote them, by their maker or description: results of a model.
     """
 
     uid: str
@@ -209,7 +210,8 @@ def _series(group: _Group) -> DicomSeries:
         ),
         pseudonymous=_hashed_words(_text(header, "PatientName")) <= _hashed_words(patient)
         or _text(header, "PatientIdentityRemoved").upper() == "YES",
-        synthetic=_text(header, "Manufacturer") == MANUFACTURER,
+        synthetic=_text(header, "Manufacturer") == MANUFACTURER
+        or _text(header, "SeriesDescription").startswith(SYNTHETIC),
     )
 
 

@@ -19,7 +19,7 @@ from ct2mri.data.dicom import load_dicom_files
 from ct2mri.data.dicom_files import holds_dicom, looks_like_dicom, unpack_zip, visible_files
 from ct2mri.data.geometry import from_sitk, to_sitk
 from ct2mri.data.quiet import quiet_libraries
-from ct2mri.data.volume import Grid, Volume
+from ct2mri.data.volume import SYNTHETIC, Grid, Volume
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path, final_path
 
@@ -28,7 +28,6 @@ _ITK = (".mha", ".mhd", ".nrrd")
 _WRITABLE = (*_NIFTI, ".mha", ".nrrd")
 _COMMENT = re.compile(rb"^Comment(?: = |:=)([ -~]+)", re.MULTILINE)
 _LONGEST_HEADER = 2**16
-_SYNTHETIC = "SYNTHETIC "  # stands in what `ct2mri.marking` writes into headers
 _READABLE = (
     "NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd), NRRD (.nrrd), "
     "a folder of one DICOM series or a .zip of one"
@@ -249,7 +248,7 @@ def _load_nifti(path: Path) -> Volume:
 
 def _mark(remark: str) -> dict[str, str]:
     """The remark of a header as metadata, where it says that the volume is synthetic: copies say so too."""
-    return {"description": remark} if _SYNTHETIC in remark else {}
+    return {"description": remark} if SYNTHETIC in remark else {}
 
 
 def _no_orientation(path: Path, why: str) -> str:

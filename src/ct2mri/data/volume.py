@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from ct2mri.errors import RequestError
 
+SYNTHETIC = "SYNTHETIC"
+"""Stands in the description of every volume that a model drew, in files and in metadata."""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
