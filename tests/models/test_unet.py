@@ -152,35 +152,6 @@ def test_the_condition_and_the_timestep_matter():
     assert not torch.allclose(output, network(sample, timestep, condition + 1), atol=1e-4)
 
 
-def test_compiles_into_one_graph():
-    network = tiny(channel_multipliers=(1, 2), attention_levels=(1,))
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    for spatial in ((9, 6), (12, 11)):  # a second size must not break the graph either
-        arguments = inputs(*spatial)
-        assert torch.allclose(compiled(*arguments), network(*arguments), atol=1e-6)
-
-
-def test_compiles_into_one_graph_in_3d():
-    network = tiny(3, channel_multipliers=(1, 2), attention_levels=(1,))
-    arguments = inputs(5, 3, 6)
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    assert torch.allclose(compiled(*arguments), network(*arguments), atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("spatial", "other"), [((9, 6), (12, 11)), ((5, 3, 6), (4, 5, 7))])
-def test_compiles_with_inductor(spatial: tuple[int, ...], other: tuple[int, ...]):
-    network = tiny(len(spatial), channel_multipliers=(1, 2), attention_levels=(1,))
-    compiled = torch.compile(network, fullgraph=True, dynamic=False)
-    for size in (spatial, other):
-        arguments = inputs(*size)
-        with torch.no_grad():
-            assert torch.allclose(compiled(*arguments), network(*arguments), atol=1e-4)
-    network.train()
-    compiled(*inputs(*spatial)).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
-
-
 def test_autocast_keeps_the_first_and_last_layers_and_blocks_in_float32():
     network = tiny()
     seen: dict[str, torch.dtype] = {}

@@ -10,6 +10,7 @@ from ct2mri.data.replay import prepare_source
 from ct2mri.diffusion import SeededNoise
 from ct2mri.errors import RequestError
 from ct2mri.memory import resident_memory
+from ct2mri.models import compiling
 from ct2mri.pipeline import TranslationPipeline, starter_folder
 from ct2mri.stages import Execution
 
@@ -93,20 +94,52 @@ def test_only_the_last_stage_leaves_out_what_is_not_wanted():
     assert (alone.mean[:, :, 0] == -1).all()
 
 
-def test_compiled_stages_draw_what_the_others_draw():
-    """As one graph, by a backend that needs no compiler; batches are full, so that one graph will do."""
-    stage = tiny.slices_stage(num_inference_steps=1, batch_size=4)
-    expected = stage.sample({"source": volume((9, 8, 6))}, SeededNoise(0))
-    other = tiny.slices_stage(stage.network, num_inference_steps=1, batch_size=4)
-    other.compile(True)
-    assert other.compiled
+@pytest.fixture
+def graphs(monkeypatch):
+    """A compiler that runs graphs as they are: the list of those that it was given."""
+    given = []
+
+    def compiler(graph, inputs):
+        given.append(graph)
+        return graph.forward
+
     torch.compiler.reset()
-    for module in other.worth_compiling:
-        module.compile(fullgraph=True, dynamic=False, backend="eager")
-    drawn = other.sample({"source": volume((9, 8, 6))}, SeededNoise(0))
-    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
-    other.compile(False)
-    assert other.network._compiled_call_impl is None
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: compiler)
+    yield given
+    torch.compiler.reset()
+
+
+def test_compiled_stages_draw_what_the_others_draw(graphs):
+    plain, compiled = (tiny.slices_stage(num_inference_steps=1) for _ in range(2))
+    compiled.compile(True)
+    source = {"source": volume((9, 8, 6))}
+    drawn = compiled.sample(source, SeededNoise(0))
+    torch.testing.assert_close(drawn, plain.sample(source, SeededNoise(0)), atol=1e-5, rtol=0)
+    before = len(graphs)
+    assert compiled.compiled and before > 0 and compiled.execution.remarks == []
+    compiled.sample({"source": volume((13, 12, 11))}, SeededNoise(0))
+    assert len(graphs) == before  # a new size costs nothing
+    compiled.compile(False)
+    torch.compiler.reset()
+    compiled.sample(source, SeededNoise(0))
+    assert len(graphs) == before
+
+
+def test_what_cannot_be_compiled_is_told_with_the_result(monkeypatch):
+    def compiler(graph, inputs):
+        raise OSError("no compiler here\nand more of it")
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: compiler)
+    monkeypatch.setattr(compiling, "_failures", [])
+    torch.compiler.reset()
+    source = volume((9, 8, 6)).numpy()
+    alone = tiny.pipeline(latents=None)
+    expected = alone.sample(source)
+    assert expected.remarks == []
+    drawn = alone.compute_with(compile=True).sample(source)
+    np.testing.assert_allclose(drawn.mean, expected.mean, atol=1e-5)
+    (remark,) = drawn.remarks
+    assert "could not be compiled here" in remark and "(no compiler here)" in remark
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ct2mri.data.batching import BatchStream, Request
 from ct2mri.data.cases import PreparedDataset
 from ct2mri.diffusion import SeededNoise, noisy_sample, predicted_original, restart_noise
 from ct2mri.errors import RequestError
+from ct2mri.models.compiling import compile_whole
 from ct2mri.stages import SlicesStage
 from ct2mri.training.fit import train_slices
 from ct2mri.training.module import StageModule, draw_diffusion
@@ -185,8 +186,12 @@ def test_gradients_of_several_batches_are_those_of_all_at_once(
 
 
 @pytest.mark.parametrize("saving", [False, True])
-def test_a_training_step_is_one_graph(tiny: Tiny, tmp_path: Path, saving: bool) -> None:
+def test_a_training_step_is_one_graph(
+    tiny: Tiny, tmp_path: Path, saving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole network, with its gradient the same; by the eager backend, since a real one takes minutes."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: lambda graph, inputs: graph.forward)
     options = tiny.slices(tmp_path, gradient_checkpointing=saving)
     dataset, _ = slice_data(options)
     items = slice_items(dataset, options)
@@ -197,7 +202,7 @@ def test_a_training_step_is_one_graph(tiny: Tiny, tmp_path: Path, saving: bool) 
         torch.manual_seed(0)
         module = SlicesModule(options, dataset.plan.channels)
         if compiled:
-            module.model.compile(fullgraph=True, dynamic=False, backend="eager")
+            compile_whole(module.model)
         module.loss(batch).backward()
         gradients.append([p.grad for p in module.model.parameters() if p.grad is not None])
     for eager, graph in zip(*gradients, strict=True):

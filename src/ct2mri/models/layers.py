@@ -46,10 +46,9 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     CT at brain level is as wide as half the difference between grey and white matter, and of all layers these
     round results most.
     """
-    device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):  # e.g. "meta", on which costs are estimated
+    if tensor.is_meta:  # on which costs are estimated, and which knows no autocast
         return nullcontext()
-    return torch.autocast(device, enabled=False)
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def run(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
@@ -256,12 +255,14 @@ def pad_to_even(x: Tensor) -> Tensor:
     The published minimum runs over the whole batch, which lets batch mates change an item's result; the two
     agree for a batch of one.
     """
+    odd = [axis for axis in range(2, x.ndim) if x.shape[axis] % 2 == 1]
+    if not odd:
+        return x
     minimum = x.detach().amin(dim=tuple(range(1, x.ndim)), keepdim=True)  # (B, 1, 1, 1[, 1])
-    for axis in range(2, x.ndim):
-        if x.shape[axis] % 2 == 1:
-            slab = list(x.shape)
-            slab[axis] = 1
-            x = torch.cat([x, minimum.expand(slab)], dim=axis)
+    for axis in odd:
+        slab = list(x.shape)
+        slab[axis] = 1
+        x = torch.cat([x, minimum.expand(slab)], dim=axis)
     return x
 
 

@@ -203,8 +203,7 @@ class ScalableUNet(PretrainedModel):
     A *scalable module* pads odd axes before every stride-2 step and crops them after the upsampling of the
     same level, so that any input shape comes back as it was.
 
-    `torch.compile(network, fullgraph=True, dynamic=False)` compiles it once for each size; with sizes left
-    open, Inductor (torch 2.13) fails on the pad's arithmetic.
+    `ct2mri.models.compiling` compiles it, block by block for all sizes, or whole for each.
 
     Args:
         spatial_dims: 2 or 3 axes.

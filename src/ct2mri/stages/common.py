@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ct2mri.diffusion import NoiseSettings, SeededNoise, check_sampler, check_steps
 from ct2mri.errors import RequestError
+from ct2mri.models.compiling import compile_blocks, why_not_compiled
 from ct2mri.models.pretrained import PretrainedModel
 from ct2mri.options.choices import Sampler
 from ct2mri.stage_files import Kind
 from ct2mri.stages.execution import Execution
 
 AIR = -1.0
-_MOST_SIZES = 1000
 
 Condition = Mapping[Literal["source", "body", "draft", "wanted"], Tensor]
 """Volumes to draw from: `source` (windows, i, j, k), where it is known `body` (1, i, j, k), 1 inside, and
@@ -37,7 +37,7 @@ class Stage(ABC):
         num_inference_steps: used unless others are asked for.
         batch_size: slices that go through the network together, at most, in a stage that draws slice by
             slice; None: as many as are of use.
-        compiled: whether its networks are compiled when they are first used.
+        compiled: whether the networks that compute most are compiled when they are first used.
         execution: within how much memory and in which precision to compute.
     """
 
@@ -70,23 +70,19 @@ class Stage(ABC):
 
     @property
     def worth_compiling(self) -> list[nn.Module]:
-        """The modules that compute most, each called as one."""
+        """The networks that compute most."""
         return []
 
     def compile(self, wanted: bool) -> None:
-        """Have what computes most compiled when it is first used, each module as one graph, or not.
-
-        Once for each size: with sizes left open, the graph depends on which of them are odd on each level,
-        and Inductor (torch 2.13) fails on that.
-        """
+        """Have the networks that compute most compiled on first use, once for all sizes; or not."""
         self.compiled = wanted
-        for module in self.worth_compiling:
-            if wanted:
-                module.compile(fullgraph=True, dynamic=False)
-            else:
-                module._compiled_call_impl = None
-        if wanted:  # beyond this many sizes in one process PyTorch gives up
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SIZES)
+        for network in self.worth_compiling:
+            compile_blocks(network, wanted)
+
+    def tell_how_it_computed(self) -> None:
+        """Remark where it could not be compiled."""
+        if self.compiled and (sentence := why_not_compiled()):
+            self.execution.remark(sentence)
 
     @abstractmethod
     def check_plan(self, channels: int, drafted: bool) -> None:

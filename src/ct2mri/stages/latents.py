@@ -137,7 +137,7 @@ class LatentsStage(DiffusionStage):
 
     @property
     def worth_compiling(self) -> list[nn.Module]:
-        """The U-Net; the VQ-VAE's tiles are of many sizes, and its convolutions are as fast without."""
+        """The U-Net; the VQ-VAE's convolutions are as fast without."""
         return [self.network]
 
     def check_plan(self, channels: int, drafted: bool) -> None:
@@ -308,6 +308,7 @@ class LatentsStage(DiffusionStage):
             self._windowings(encoded.shape[1:]),
             lambda windows: (denoise(windows), windows),
         )
+        self.tell_how_it_computed()
         if not windows.is_whole:
             self.execution.remark(
                 f"The {self.kind} stage did not fit into memory whole and looked at the volume through "

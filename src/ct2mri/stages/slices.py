@@ -149,6 +149,7 @@ class SliceBySlice(Stage):
                 )
             total = drawn if total is None else total.add_(drawn)
         assert total is not None
+        self.tell_how_it_computed()
         return total.div_(len(orientations)).clamp_(-1, 1).cpu()
 
     def _draw_slices(
@@ -170,10 +171,11 @@ class SliceBySlice(Stage):
         def draw_from_here(batch_size: int) -> None:
             nonlocal done
             while done < len(shown):
-                indices = shown[done : done + batch_size]
+                # As few batches as can be, and as equal: a last one of few slices makes poor use of a device,
+                # and one of a single slice would be compiled anew.
+                left = len(shown) - done
+                indices = shown[done : done + math.ceil(left / math.ceil(left / batch_size))]
                 count = len(indices)
-                if self.compiled:  # one graph will do for all batches of a size if all are full
-                    indices = torch.cat([indices, indices[-1:].expand(batch_size - count)])
                 # Fresh noise is drawn slice by slice: a whole volume of it at every step would have to be
                 # kept from batch to batch.
                 names = [f"slices/{orientation}/{index}" for index in indices.tolist()]

@@ -23,6 +23,7 @@ from ct2mri.data.datasets import Item, RequestDataset
 from ct2mri.devices import choose_device
 from ct2mri.errors import RequestError, require_seed
 from ct2mri.memory import format_size, free_memory, is_out_of_memory
+from ct2mri.models.compiling import compile_whole
 from ct2mri.options.training import NoiseOptions, TrainOptions, UNetOptions
 from ct2mri.processes import cores, died, join, place
 from ct2mri.training.averaging import Averaging
@@ -271,9 +272,7 @@ def _train(
         print(f"{folder.path}: {len(items)} items, {expected.sentence(batches, device)}", flush=True)
 
     if compiled:
-        # A bucket's batches have two lengths. Beyond the limit, torch would give up compiling.
-        torch._dynamo.config.recompile_limit = 4 * len(stream.buckets) + 8
-        module.model.compile(fullgraph=True, dynamic=False)
+        compile_whole(module.model)
 
     supervisor = Supervisor(
         folder.path,

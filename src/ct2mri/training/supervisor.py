@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ct2mri.errors import RequestError
 from ct2mri.files import atomic_path
 from ct2mri.memory import is_out_of_memory
+from ct2mri.models.compiling import why_not_compiled
 from ct2mri.processes import place
 from ct2mri.training.averaging import Averaging
 from ct2mri.training.log import RunLog
@@ -195,6 +196,8 @@ class Supervisor(Callback):
             self.run_log.train(self.step, {"loss": loss, **pl_module.step_numbers, **seconds})
             self.bar.update(1)
             self.bar.set_postfix_str(f"loss {loss:.4f}, {self.speed.sentence()}", refresh=False)
+            if self.compiled and self.step == self.first_step + 1 and (sentence := why_not_compiled()):
+                tqdm.write(sentence)
         if self.step % self.every == 0 or self.step == self.max_steps:
             self._validate_and_save(trainer, pl_module)
         elif trainer.world_size == 1 and (self.interrupted or trainer.received_sigterm):
