@@ -25,6 +25,7 @@ from ct2mri.data.plan import Plan
 from ct2mri.data.replay import prepare_source
 from ct2mri.devices import choose_device
 from ct2mri.models import VQVAE, ScalableUNet
+from ct2mri.models.compiling import compile_whole, why_not_compiled
 from ct2mri.pipeline import starter_folder
 from ct2mri.stages import LatentsStage, SlicesStage
 from machine import hardware, table, versions
@@ -84,7 +85,7 @@ class Translating:
         return float(np.median(self.timer.times[name]))
 
     def rows(self, all_steps: list[int], out_of_time: Callable[[float], bool]) -> list[Row]:
-        """Ours compiled and not, and the straightforward loop with the most steps."""
+        """Ours compiled, block by block and whole, and not; the straightforward loop with the most steps."""
         eager, rows = self.pipeline(), list[Row]()
         first = self.seconds(eager, 1, "warm-up", 1)
         rows.append(("the first volume, 1 step, as it is", "", f"{first:.2f} s", ""))
@@ -111,6 +112,21 @@ class Translating:
         rows.append(("the first volume, 1 step, compiling", "", f"{first:.2f} s", ""))
         for steps in all_steps:
             rows.append(self._row(compiled, steps, "compiled", {1: 0.2, 10: 0.8}.get(steps)))
+        smaller = tuple(slice(0, n - 5) for n in self.mask.shape)
+        self.timer("smaller", lambda: compiled.sample(self.source[:, *smaller], mask=self.mask[smaller]))
+        rows.append((f"the first volume of another size, {most} steps", "", self._last("smaller"), ""))
+        if sentence := why_not_compiled():
+            rows.append((sentence, "", "", ""))
+        elif not out_of_time(240):
+            whole = self.pipeline()
+            for stage in whole.stages:
+                for network in stage.worth_compiling:
+                    compile_whole(network)
+            self.seconds(whole, 1, "compiling whole", 1)
+            rows.append(
+                ("the first volume, 1 step, compiling networks whole", "", self._last("compiling whole"), "")
+            )
+            rows += [self._row(whole, steps, "compiled whole", None) for steps in all_steps]
         if "straightforward" in self.timer.times:
             ours = float(np.median(self.timer.times[f"compiled, {most} steps"]))
             ratio = self.timer.times["straightforward"][0] / ours
@@ -123,6 +139,9 @@ class Translating:
                 )
             )
         return rows
+
+    def _last(self, name: str) -> str:
+        return f"{self.timer.times[name][-1]:.2f} s"
 
     def _row(self, pipeline: TranslationPipeline, steps: int, how: str, target: float | None) -> Row:
         name = f"{how}, {steps} steps"

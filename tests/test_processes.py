@@ -92,7 +92,8 @@ def test_processes_of_srun_talk_and_notice_a_death(what):
     ]
     said = [process.communicate(timeout=200) for process in processes]
     if what == "all live":
-        assert [out.strip() for out, _ in said] == ["[0, 10]"] * 2, said
+        # Gloo of older versions of PyTorch says a line before.
+        assert [out.splitlines()[-1] for out, _ in said] == ["[0, 10]"] * 2, said
     else:
         assert [process.returncode for process in processes] == [1, 7], said
         assert said[0][1].strip().endswith("died")

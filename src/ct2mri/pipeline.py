@@ -136,8 +136,8 @@ class TranslationPipeline:
             precision: `32`; `bf16`, less exact and on newer hardware faster; `auto`: bf16 on CUDA devices
                 that have it, else 32.
             batch_size: slices that go through a network together, at most; None: as many as are of use.
-            compile: compile the networks (torch.compile): the first volume of a size takes minutes more, all
-                further ones less time.
+            compile: compile the networks (torch.compile): the first volume takes minutes more, further ones
+                less time, whatever their sizes.
 
         Raises:
             RequestError: a value is not allowed.

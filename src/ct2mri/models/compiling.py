@@ -52,7 +52,7 @@ def why_not_compiled() -> str | None:
 
 
 def _compile(module: nn.Module, dynamic: bool) -> None:
-    # Each is one graph (tested); a version of PyTorch that does not see that computes in several, and goes on.
+    # Each is one graph (tested); a version of PyTorch that breaks it in several goes on all the same.
     module.compile(dynamic=dynamic, backend=_inductor_or_as_it_is)
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, _MOST_VARIANTS)

@@ -24,6 +24,6 @@ class ComputeOptions:
         "slices that go through the network together, at most; default: as many as are of use and fit", None
     )
     compile: bool = argument(
-        "compile the networks (torch.compile): minutes once, kept between runs, then less time a volume",
+        "compile the networks (torch.compile): minutes once for all sizes, kept between runs; for GPUs",
         False,
     )
