@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ct2mri.models import ScalableUNet, compiling
+import tiny
+from ct2mri.models import compiling
 from ct2mri.models.compiling import compile_blocks, compile_whole, why_not_compiled
 
 
@@ -31,18 +32,6 @@ class Counting:
         return graph.forward
 
 
-def network(spatial_dims: int) -> ScalableUNet:
-    torch.manual_seed(0)
-    return ScalableUNet(
-        spatial_dims=spatial_dims,
-        base_channels=4,
-        channel_multipliers=(1, 2),
-        attention_levels=(1,),
-        norm_num_groups=2,
-        num_heads=2,
-    ).eval()
-
-
 def inputs(*spatial: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     sample, condition = torch.randn(2, batch, 1, *spatial, generator=generator)
@@ -62,7 +51,7 @@ def test_blocks_are_compiled_for_all_sizes_at_once(
 ) -> None:
     counting = Counting()
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: counting)
-    plain, compiled = network(len(first[0])), network(len(first[0]))
+    plain, compiled = tiny.unet(len(first[0])), tiny.unet(len(first[0]))
     compile_blocks(compiled)
     for size in first:
         torch.testing.assert_close(compiled(*inputs(*size)), plain(*inputs(*size)), atol=1e-5, rtol=0)
@@ -83,7 +72,7 @@ def test_blocks_are_compiled_for_all_sizes_at_once(
 def test_a_network_is_one_graph_with_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting()
     monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: counting)
-    plain, compiled = network(2), network(2)
+    plain, compiled = tiny.unet(2), tiny.unet(2)
     compile_whole(compiled)
     for size in ((9, 6), (12, 11)):
         for each in (plain, compiled):
@@ -97,7 +86,7 @@ def test_a_network_is_one_graph_with_its_gradient(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "other"), [((9, 6), (12, 11)), ((5, 3, 6), (4, 5, 7))])
 def test_the_real_compiler(size: tuple[int, ...], other: tuple[int, ...]) -> None:
-    plain, blocks, whole = (network(len(size)) for _ in range(3))
+    plain, blocks, whole = (tiny.unet(len(size)) for _ in range(3))
     compile_blocks(blocks)
     compile_whole(whole)
     for each in (size, other):
@@ -112,7 +101,7 @@ def test_the_real_compiler(size: tuple[int, ...], other: tuple[int, ...]) -> Non
 
 def test_a_network_that_cannot_be_compiled_computes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real compiler, without the C++ compiler that it needs."""
-    plain, compiled = network(2), network(2)
+    plain, compiled = tiny.unet(2), tiny.unet(2)
     compile_blocks(compiled)
     none = {"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}
     with torch._inductor.config.patch(none), torch.inference_mode():
